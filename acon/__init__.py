@@ -1,0 +1,1 @@
+"""The command `acon`: everything that a person types."""

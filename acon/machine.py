@@ -1,0 +1,201 @@
+"""What this machine offers to a daemon, found out by trying."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from plugins.oci_runtime.probe import CANDIDATES, PROBE_EXIT_CODE, SEARCH_PATH, exit_program
+from supervisor.errors import Refusal
+from supervisor.swap import PROC_SWAPS, active_swap
+
+_TRIAL_TIMEOUT_S = 30
+_TDX_INTERFACES = (
+    ("/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384", "extending registers"),
+    ("/sys/kernel/config/tsm/report", "quotes (configfs-tsm)"),
+    ("/dev/tdx_guest", "TD reports"),
+    ("/sys/firmware/acpi/tables/data/CCEL", "the firmware's event log"),
+)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """`missing` is what containers cannot do without; `absent` what they can."""
+
+    subject: str
+    state: Literal["ok", "absent", "missing", "untried"]
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Every finding, those first that stop everything else. Leaves nothing behind."""
+    return [
+        _python(),
+        _kernel(),
+        _swap(),
+        *_needing_root(),
+        *(_tdx(path, use) for path, use in _TDX_INTERFACES),
+    ]
+
+
+def _python() -> Finding:
+    right = sys.version_info >= (3, 11)
+    return Finding(
+        "Python",
+        "ok" if right else "missing",
+        platform.python_version(),
+        "3.11 or later is needed (Debian 12, Ubuntu 24.04 and later have it)",
+    )
+
+
+def _kernel() -> Finding:
+    return Finding("kernel", "ok", f"{platform.system()} {platform.release()}")
+
+
+def _swap() -> Finding:
+    try:
+        areas = active_swap(PROC_SWAPS.read_text(encoding="ascii"))
+    except OSError as error:
+        return Finding("swap", "missing", f"nobody can tell: {error}", "mount /proc")
+    return Finding(
+        "swap",
+        "missing" if areas else "ok",
+        ", ".join(areas) or "none, or zram only",
+        "swapoff -a: layers and secrets in RAM must not reach a disk that the host sees "
+        "(unsafe_allow_swap for trying things)",
+    )
+
+
+def _needing_root() -> list[Finding]:
+    trials: list[tuple[str, Callable[[Path], str], str]] = [
+        ("user namespaces", _user_namespace, "sysctl user.max_user_namespaces, not 0"),
+        ("overlay", _overlay, "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS"),
+        (
+            "container runtime",
+            _runtime,
+            "apt install runc (or crun); its words above say what kept it from running",
+        ),
+    ]
+    if os.geteuid() != 0:
+        return [
+            Finding(subject, "untried", "only root can try", "sudo acon doctor")
+            for subject in (*(one for one, _, _ in trials), "idmapped mounts", "control groups")
+        ]
+    found = [_trial(subject, trial, remedy) for subject, trial, remedy in trials]
+    idmapped = _trial("idmapped mounts", _idmapped, "Linux 6.3 has them for tmpfs")
+    if idmapped.state == "missing":
+        # The image store then copies files with other owners: slower, and it works.
+        idmapped = msgspec.structs.replace(idmapped, state="absent")
+    return [*found, idmapped, _control_groups()]
+
+
+def _trial(subject: str, trial: Callable[[Path], str], remedy: str) -> Finding:
+    with tempfile.TemporaryDirectory(prefix="acon-doctor-") as folder:
+        try:
+            return Finding(subject, "ok", trial(Path(folder)))
+        except (OSError, subprocess.SubprocessError, Refusal) as error:
+            words = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+            return Finding(subject, "missing", (words or str(error)).strip(), remedy)
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=_TRIAL_TIMEOUT_S, check=True
+    )
+    return done.stdout.strip()
+
+
+def _user_namespace(_folder: Path) -> str:
+    _run(["unshare", "--user", "--map-root-user", "true"])
+    return "one was made"
+
+
+def _overlay(folder: Path) -> str:
+    # In a mount namespace of its own, which takes the mounts with it when the shell ends.
+    script = (
+        'mount -t tmpfs none "$1" && cd "$1" && mkdir lower upper work merged && '
+        "mount -t overlay none -o lowerdir=lower,upperdir=upper,workdir=work merged"
+    )
+    _run(["unshare", "--mount", "sh", "-ec", script, "sh", str(folder)])
+    return "one was mounted"
+
+
+def _idmapped(folder: Path) -> str:
+    return _run(["unshare", "--mount", sys.executable, "-m", "acon.idmap_trial", str(folder)])
+
+
+def _runtime(folder: Path) -> str:
+    """Run a container with each candidate until one does."""
+    reasons = []
+    for name in CANDIDATES:
+        program = shutil.which(name, path=SEARCH_PATH)
+        if program is None:
+            reasons.append(f"{name}: not installed")
+            continue
+        try:
+            _try_runtime(program, folder / name)
+        except (OSError, subprocess.SubprocessError) as error:
+            words = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
+            reasons.append(f"{name}: {str(words).strip()}")
+            continue
+        return f"{_run([program, '--version']).splitlines()[0]} ran a container"
+    raise OSError("; ".join(reasons))
+
+
+def _try_runtime(program: str, bundle: Path) -> None:
+    (bundle / "rootfs").mkdir(parents=True)
+    (bundle / "rootfs" / "probe").write_bytes(exit_program(platform.machine()))
+    (bundle / "rootfs" / "probe").chmod(0o755)
+    _run([program, "spec", "--bundle", str(bundle)])
+    config_file = bundle / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["process"]["args"] = ["/probe"]
+    config["process"]["terminal"] = False
+    config_file.write_text(json.dumps(config), encoding="utf-8")
+    command = [program, "--root", str(bundle / "state"), "run", "--bundle", str(bundle)]
+    done = subprocess.run(
+        [*command, f"acon-doctor-{os.getpid()}"],
+        capture_output=True,
+        text=True,
+        timeout=_TRIAL_TIMEOUT_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode != PROBE_EXIT_CODE:
+        raise subprocess.CalledProcessError(
+            done.returncode, program, stderr=done.stderr or f"exit code {done.returncode}"
+        )
+
+
+def _control_groups() -> Finding:
+    if Path("/sys/fs/cgroup/cgroup.controllers").is_file():
+        return Finding("control groups", "ok", "version 2")
+    if Path("/sys/fs/cgroup/memory").is_dir():
+        return Finding("control groups", "ok", "version 1 or hybrid (runc copes, crun may not)")
+    return Finding(
+        "control groups",
+        "missing",
+        "none at /sys/fs/cgroup",
+        "mount -t cgroup2 none /sys/fs/cgroup",
+    )
+
+
+def _tdx(path: str, use: str) -> Finding:
+    if Path(path).exists():
+        return Finding(f"TDX: {use}", "ok", path)
+    return Finding(
+        f"TDX: {use}",
+        "absent",
+        f"no {path}",
+        "only a TD with a recent kernel has it (Linux 6.16 for registers); elsewhere `acon sim`",
+    )

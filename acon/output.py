@@ -1,0 +1,100 @@
+"""Where results go: JSON or words on standard output, remarks on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+# Terminals obey control characters; names and messages may come from strangers.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
+
+
+def printable(text: str) -> str:
+    """`text` with control characters (but for line feeds) shown, not obeyed."""
+    return text.translate(_CONTROLS)
+
+
+def say(text: str) -> None:
+    """A line for a person, on standard output."""
+    sys.stdout.write(printable(text) + "\n")
+
+
+def remark(text: str) -> None:
+    """A line for a person beside the result, on standard error."""
+    sys.stderr.write(printable(text) + "\n")
+
+
+def write_json(value: object, *, lines: bool = False) -> None:
+    """`value` on standard output, on one line if `lines`."""
+    indent = None if lines else 2
+    sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=True) + "\n")
+    sys.stdout.flush()
+
+
+def result(args: argparse.Namespace, value: object, text: str) -> None:
+    """The outcome of a command: `value` with `--json`, else `text`."""
+    if args.json:
+        write_json(value)
+    elif text:
+        say(text)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
+    every = [tuple(headings), *(tuple(row) for row in rows)]
+    widths = [max(len(row[column]) for row in every) for column in range(len(headings))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in every
+    )
+
+
+class Progress(Protocol):
+    """Shows how far a long job is."""
+
+    def begin(self, title: str, total_bytes: int | None) -> None: ...
+
+    def advance(self, count_bytes: int) -> None: ...
+
+
+class _Quiet:
+    def begin(self, title: str, total_bytes: int | None) -> None:
+        pass
+
+    def advance(self, count_bytes: int) -> None:
+        pass
+
+
+@contextmanager
+def progress(args: argparse.Namespace) -> Iterator[Progress]:
+    """Bars on a terminal; nothing where nobody looks (`--json`, a pipe, a log file)."""
+    if args.json or not sys.stderr.isatty():
+        yield _Quiet()
+        return
+    import rich.console
+    import rich.progress
+
+    bars = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        console=rich.console.Console(stderr=True),
+    )
+
+    class Bars:
+        task: rich.progress.TaskID | None = None
+
+        def begin(self, title: str, total_bytes: int | None) -> None:
+            self.task = bars.add_task(printable(title), total=total_bytes)
+
+        def advance(self, count_bytes: int) -> None:
+            if self.task is not None:
+                bars.advance(self.task, count_bytes)
+
+    with bars:
+        yield Bars()

@@ -1,0 +1,136 @@
+"""What stands between Hypercorn and every route: limits, deadlines, faults, the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from plugins.http_api.answers import NoSuchCall, refusal_response
+from plugins.http_api.exchange import BodyBudget, ClientGone, Exchange
+from supervisor import Busy, DeadlineExceeded, Refusal, RuntimeFailed
+
+if TYPE_CHECKING:
+    import structlog
+
+    from plugins.http_api.connections import Connection
+
+# An answer that says "too late" may take this long to send.
+_LATE_ANSWER_S = 5.0
+
+
+class Guard:
+    """An ASGI application around `app`, counting requests of its own.
+
+    Errors leave as `refusal_response` makes them; no traceback ever does.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        log: structlog.stdlib.BoundLogger,
+        max_requests: int,
+        max_body_bytes: int,
+        max_buffered_bytes: int,
+        deadline_s: float,
+    ) -> None:
+        self._app = app
+        self._log = log
+        self._max_requests = max_requests
+        self._max_body_bytes = max_body_bytes
+        self._deadline_s = deadline_s
+        self._budget = BodyBudget(max_buffered_bytes)
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection: Connection = scope["state"]["connection"]
+        if scope["type"] != "http" or scope["http_version"] not in ("1.0", "1.1"):
+            # WebSockets, and HTTP/2 that was never offered: no client of ours speaks them.
+            connection.abort()
+            return
+        exchange = Exchange(
+            scope,
+            receive,
+            send,
+            budget=self._budget,
+            max_body_bytes=self._max_body_bytes,
+            deadline_s=self._deadline_s,
+        )
+        # "app" makes Starlette raise its own errors instead of answering them.
+        scope = {**scope, "exchange": exchange, "app": self._app}
+        began = trio.current_time()
+        self._running += 1
+        try:
+            await self._answer_in_time(scope, exchange)
+        finally:
+            self._running -= 1
+            exchange.close()
+            self._log.debug(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=exchange.status,
+                duration_ms=round((trio.current_time() - began) * 1000),
+            )
+
+    async def _answer_in_time(self, scope: Scope, exchange: Exchange) -> None:
+        with exchange.time_limit:
+            await self._answer(scope, exchange)
+        if not exchange.time_limit.cancelled_caught:
+            return
+        if exchange.status is None:
+            late = DeadlineExceeded("request", "must be done in the time that requests have")
+            with trio.move_on_after(_LATE_ANSWER_S) as limit:
+                await self._refuse(late, scope, exchange)
+            if not limit.cancelled_caught:
+                return
+        exchange.connection.abort()
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+        refusal: Refusal
+        try:
+            self._check_admittance(exchange)
+            await self._app(scope, _no_receive, exchange.send)
+            return
+        except ClientGone:
+            return
+        except Refusal as error:
+            refusal = error
+        except HTTPException as error:
+            refusal = _no_such_call(scope, error)
+        except Exception:
+            self._log.exception("request failed", method=scope["method"], path=scope["path"])
+            refusal = RuntimeFailed("request", "the daemon failed inside; its log says how")
+        if exchange.status is not None:
+            exchange.connection.abort()  # half an answer is out: it must not look whole
+            return
+        await self._refuse(refusal, scope, exchange)
+
+    def _check_admittance(self, exchange: Exchange) -> None:
+        if exchange.connection.refusal is not None:
+            raise exchange.connection.refusal
+        if self._running > self._max_requests:
+            raise Busy(
+                "requests",
+                "the number of requests under way is bounded",
+                expected=f"at most {self._max_requests}",
+            )
+
+    async def _refuse(self, refusal: Refusal, scope: Scope, exchange: Exchange) -> None:
+        response = refusal_response(refusal, path=scope["path"])
+        await response(scope, _no_receive, exchange.send)
+
+
+async def _no_receive() -> dict[str, object]:
+    # Bodies are read through the exchange alone, so that every read is bounded.
+    raise RuntimeError("bodies are read with exchange_of(request)")
+
+
+def _no_such_call(scope: Scope, error: HTTPException) -> Refusal:
+    call = f"{scope['method']} {scope['path']}"
+    if error.status_code in (404, 405):
+        return NoSuchCall(call, "is no call of this API")
+    return RuntimeFailed(call, "the daemon failed inside; its log says how")

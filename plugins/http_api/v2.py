@@ -1,0 +1,144 @@
+"""Our management API: groups, layers by digest, evidence. JSON in and out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from plugins.http_api.answers import json_bytes, json_response
+from plugins.http_api.exchange import exchange_of
+from plugins.http_api.requests import layer_digest, nonce_bytes, number, read_json
+from supervisor import ManifestUpload, OciBlob
+
+if TYPE_CHECKING:
+    from plugins.http_api.uploads import Uploads
+    from supervisor import Operations
+
+MAX_CONTAINER_ID = (1 << 32) - 1
+
+
+class _Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The three parts of a signed image, each standard base64."""
+
+    manifest: bytes
+    signature: bytes
+    certificate: bytes
+
+
+class _Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    images: tuple[_Image, ...]
+
+
+class _Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fields of `OciBlob`."""
+
+    directory: str
+    blob_digest: str
+    media_type: str
+    size_bytes: int
+
+
+class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    image_id: str
+    environment: tuple[str, ...] = ()
+
+
+class _Signal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    signal: int
+
+
+class _Nonce(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    nonce: str
+
+
+class V2:
+    """The routes over one supervisor."""
+
+    def __init__(
+        self, operations: Operations, uploads: Uploads, *, transfer_deadline_s: float
+    ) -> None:
+        self._operations = operations
+        self._uploads = uploads
+        self._transfer_deadline_s = transfer_deadline_s
+
+    def routes(self) -> list[Route]:
+        layer = "/api/v2/layers/{algorithm}/{hex}"
+        return [
+            Route("/api/v2/images", self._admit, methods=["POST"]),
+            Route("/api/v2/images", self._images, methods=["GET"]),
+            Route(layer, self._put_layer, methods=["PUT"]),
+            Route(layer, self._layer, methods=["GET"]),
+            Route(f"{layer}/fetch", self._fetch_layer, methods=["POST"]),
+            Route("/api/v2/seal", self._seal, methods=["POST"]),
+            Route("/api/v2/containers", self._start, methods=["POST"]),
+            Route("/api/v2/containers", self._containers, methods=["GET"]),
+            Route("/api/v2/containers/{id}/signal", self._signal, methods=["POST"]),
+            Route("/api/v2/status", self._status, methods=["GET"]),
+            Route("/api/v2/evidence", self._evidence, methods=["POST"]),
+        ]
+
+    async def _admit(self, request: Request) -> Response:
+        group = await read_json(request, _Group)
+        uploads = [
+            ManifestUpload(
+                manifest=image.manifest,
+                signature=image.signature,
+                certificate_der=image.certificate,
+            )
+            for image in group.images
+        ]
+        return json_response(await self._operations.admit(uploads))
+
+    async def _images(self, request: Request) -> Response:
+        return json_response({"images": self._operations.images()})
+
+    async def _put_layer(self, request: Request) -> Response:
+        exchange = exchange_of(request)
+        exchange.allow(self._transfer_deadline_s)
+        return json_response(await self._uploads.receive(layer_digest(request), exchange))
+
+    async def _layer(self, request: Request) -> Response:
+        return json_response(self._uploads.state(layer_digest(request)))
+
+    async def _fetch_layer(self, request: Request) -> Response:
+        blob = await read_json(request, _Blob)
+        exchange_of(request).allow(self._transfer_deadline_s)
+        source = OciBlob(
+            directory=blob.directory,
+            blob_digest=blob.blob_digest,
+            media_type=blob.media_type,
+            size_bytes=blob.size_bytes,
+        )
+        await self._operations.fetch_layer(layer_digest(request), source)
+        return json_response({"state": "verified"})
+
+    async def _seal(self, request: Request) -> Response:
+        await self._operations.seal()
+        return json_response({})
+
+    async def _start(self, request: Request) -> Response:
+        start = await read_json(request, _Start)
+        container_id = await self._operations.start(start.image_id, start.environment)
+        return json_response({"container_id": container_id})
+
+    async def _containers(self, request: Request) -> Response:
+        return json_response({"containers": self._operations.containers()})
+
+    async def _signal(self, request: Request) -> Response:
+        container_id = number(
+            request.path_params["id"], item="container id", minimum=1, maximum=MAX_CONTAINER_ID
+        )
+        signal = await read_json(request, _Signal)
+        await self._operations.signal(container_id, signal.signal)
+        return json_response({})
+
+    async def _status(self, request: Request) -> Response:
+        return json_bytes(self._operations.status())
+
+    async def _evidence(self, request: Request) -> Response:
+        wanted = await read_json(request, _Nonce)
+        return json_bytes(await self._operations.evidence(nonce_bytes(wanted.nonce)))

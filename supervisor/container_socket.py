@@ -1,0 +1,41 @@
+"""One listening Unix socket per container: the only way from inside to the supervisor."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import trio
+
+from supervisor.errors import RuntimeFailed
+
+BACKLOG = 64
+
+
+@contextmanager
+def container_socket(path: Path) -> Iterator[trio.SocketListener]:
+    """Listen at `path`, open to every id (only one container can reach the path).
+
+    Removes the socket at exit. Raises `RuntimeFailed`. Does not wait.
+    """
+    raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            path.unlink(missing_ok=True)
+            raw.bind(str(path))
+            path.chmod(0o666)
+            raw.listen(BACKLOG)
+        except OSError as error:
+            raise RuntimeFailed(str(path), "the container's socket failed", actual=error) from error
+        raw.setblocking(False)
+        listening = trio.socket.from_stdlib_socket(raw)
+        try:
+            yield trio.SocketListener(listening)
+        finally:
+            listening.close()
+    finally:
+        raw.close()
+        with suppress(OSError):
+            path.unlink()

@@ -1,0 +1,206 @@
+"""The daemon `acond`: reads its configuration, runs the supervisor, ends in order."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+import tomli_w
+import trio
+
+from supervisor.config import Config, config_digest_sha384, effective_config, read_config
+from supervisor.errors import Refusal
+from supervisor.events import Event
+from supervisor.formats import canonical_json
+from supervisor.formats.log_events import StartEvent, encode_event
+from supervisor.plugin_host import LoadedPlugin, PluginHost, load_plugins
+from supervisor.service import run_supervisor
+from supervisor.swap import refuse_active_swap
+
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+# Every part has a deadline of its own; this one is for a plugin that ignores them all.
+SHUTDOWN_LIMIT_S = 180
+
+_EPILOG = """\
+example:
+  acond --config /etc/acond.toml
+  acond --config /etc/acond.toml --print-config     # every default shown
+  acond --config /etc/acond.toml --print-identity   # what the first log entry will say
+
+exit status: 0 stopped when asked to, 1 refused or failed, 2 wrong usage or configuration
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="acond",
+        description="Run measured containers inside a confidential VM.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, help="the TOML file")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show it with every default, and end"
+    )
+    parser.add_argument(
+        "--print-identity", action="store_true", help="show what `Start` will measure, and end"
+    )
+    options = parser.parse_args(arguments)
+    inspecting = options.print_config or options.print_identity
+    try:
+        config = read_config(options.config)
+        _configure_logging(config.log_level)
+        relay = _Relay()
+        if not inspecting:
+            _prepare_runtime_dir(config)
+            if not config.unsafe_allow_swap:
+                refuse_active_swap()
+        plugins = load_plugins(config, report=relay.emit, make_dirs=not inspecting)
+        host = _host(config, plugins)
+        relay.host = host
+    except Refusal as error:
+        print(f"acond: {error}", file=sys.stderr)  # noqa: T201 - the log may not be set up
+        return EXIT_USAGE
+    effective = effective_config(config, host.configs)
+    if options.print_config:
+        print(_toml(effective), end="")  # noqa: T201 - asked for
+        return 0
+    if options.print_identity:
+        print(_identity(host, effective))  # noqa: T201 - asked for
+        return 0
+    return _run(config, host)
+
+
+class _Relay:
+    """Lets plugins report events before the host that carries them is made."""
+
+    host: PluginHost | None = None
+
+    def emit(self, event: Event) -> None:
+        if self.host is not None:
+            self.host.emit(event)
+
+
+def _host(config: Config, plugins: Sequence[LoadedPlugin]) -> PluginHost:
+    named = config.providers
+    return PluginHost(
+        plugins,
+        gate_timeout_s=config.gates.timeout_s,
+        providers={field: getattr(named, field) for field in named.__struct_fields__},
+    )
+
+
+def _prepare_runtime_dir(config: Config) -> None:
+    path = Path(config.runtime_dir)
+    path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    path.chmod(0o711)
+
+
+def _toml(effective: str) -> str:
+    table = canonical_json.decode(
+        effective.encode(), item="configuration", max_bytes=len(effective.encode())
+    )
+    return tomli_w.dumps(_without_nulls(table))
+
+
+def _without_nulls(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError("a configuration is a table")
+    return {
+        key: _without_nulls(item) if isinstance(item, dict) else item
+        for key, item in value.items()
+        if item is not None
+    }
+
+
+def _identity(host: PluginHost, effective: str) -> str:
+    event = StartEvent(
+        components=host.components, config_digest_sha384=config_digest_sha384(effective)
+    )
+    return encode_event(event)[1].decode()
+
+
+def _run(config: Config, host: PluginHost) -> int:
+    log = structlog.stdlib.get_logger("supervisor.daemon")
+    try:
+        trio.run(_serve_until_signal, config, host)
+    except Exception as failure:
+        for error in _leaves(failure):
+            if isinstance(error, Refusal):
+                log.error("ended", reason=str(error))
+            else:
+                log.error("failed", reason=repr(error), exc_info=error)
+        return EXIT_REFUSED
+    log.info("stopped")
+    return 0
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for one in error.exceptions for leaf in _leaves(one)]
+
+
+async def _serve_until_signal(config: Config, host: PluginHost) -> None:
+    log = structlog.stdlib.get_logger("supervisor.daemon")
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def stop_when_asked() -> None:
+                async for signum in signals:
+                    log.info("stopping", signal=signal.Signals(signum).name)
+                    _insist(log)
+                    nursery.cancel_scope.cancel()
+                    return
+
+            nursery.start_soon(stop_when_asked)
+            await nursery.start(run_supervisor, config, host)
+            _tell_service_manager("READY=1")
+
+
+def _insist(log: structlog.stdlib.BoundLogger) -> None:
+    def give_up() -> None:
+        log.error("shutdown took too long", limit_s=SHUTDOWN_LIMIT_S)
+        os._exit(EXIT_REFUSED)
+
+    timer = threading.Timer(SHUTDOWN_LIMIT_S, give_up)
+    timer.daemon = True
+    timer.start()
+
+
+def _tell_service_manager(text: str) -> None:
+    """sd_notify(3): one datagram to the socket that systemd names, if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        sender.send(text.encode())
+
+
+def _configure_logging(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

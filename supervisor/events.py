@@ -1,0 +1,140 @@
+"""What happens to images and containers, as frozen facts that plugins see.
+
+Past tense names a fact; `-ing` names what is about to be measured and what gates
+judge. Digests and ids are the texts that manifests and logs use.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from supervisor.formats.delegation import ResolvedLayer
+from supervisor.formats.signature import SignedManifest
+
+
+class ImageFetched(msgspec.Struct, frozen=True, kw_only=True, tag="image.fetched"):
+    """A manifest came in and its signature is right; nothing was decided yet."""
+
+    image_id: str
+
+
+class ImageAdmitting(msgspec.Struct, frozen=True, kw_only=True, tag="image.admitting"):
+    """An image is judged by the gates, after the supervisor's own checks."""
+
+    signed: SignedManifest
+
+
+class ImageAdmitted(msgspec.Struct, frozen=True, kw_only=True, tag="image.admitted"):
+    """A group was measured; its images may be started once their layers are here."""
+
+    image_ids: tuple[str, ...]
+
+
+class LoadRefused(msgspec.Struct, frozen=True, kw_only=True, tag="load.refused"):
+    """A manifest, group or layer was refused."""
+
+    item: str
+    rule: str
+    message: str
+
+
+class LayerFetched(msgspec.Struct, frozen=True, kw_only=True, tag="layer.fetched"):
+    """A layer's bytes are stored and hashed; gates judge it before anything parses it.
+
+    `computed` maps hash algorithms to lower-case hex of the bytes as stored.
+    """
+
+    expected: str
+    computed: dict[str, str]
+    size_bytes: int
+    source: str
+
+
+class LayerVerified(msgspec.Struct, frozen=True, kw_only=True, tag="layer.verified"):
+    """A layer has the digest it was asked for and every gate allowed it."""
+
+    digest: str
+    size_bytes: int
+
+
+class LayerFreed(msgspec.Struct, frozen=True, kw_only=True, tag="layer.freed"):
+    """A layer's bytes are gone."""
+
+    digest: str
+    size_bytes: int
+
+
+class LayerProgress(msgspec.Struct, frozen=True, kw_only=True, tag="layer.progress"):
+    """Bytes so far; lossy."""
+
+    digest: str
+    received_bytes: int
+    total_bytes: int | None
+
+
+class ContainerStarting(msgspec.Struct, frozen=True, kw_only=True, tag="container.starting"):
+    """A start is judged by the gates; what it says is what will be measured."""
+
+    image_id: str
+    layers: tuple[ResolvedLayer, ...]
+    argv: tuple[str, ...]
+    environment: tuple[str, ...]
+
+
+class ContainerStarted(msgspec.Struct, frozen=True, kw_only=True, tag="container.started"):
+    container_id: int
+    image_id: str
+    pid: int
+
+
+class ContainerExited(msgspec.Struct, frozen=True, kw_only=True, tag="container.exited"):
+    """The container's first process ended: exit status, or the signal that killed it."""
+
+    container_id: int
+    image_id: str
+    exit_code: int | None
+    signal: int | None
+
+
+class Sealed(msgspec.Struct, frozen=True, kw_only=True, tag="sealed"):
+    """No image can be admitted any more."""
+
+
+class EvidenceServed(msgspec.Struct, frozen=True, kw_only=True, tag="evidence.served"):
+    """`container_id` is that of the asking container, or none for the outside API."""
+
+    container_id: int | None
+    quote_ms: int
+
+
+class MeasurementStopped(msgspec.Struct, frozen=True, kw_only=True, tag="measurement.stopped"):
+    """Measurement halted for good; no evidence is served from here on."""
+
+    reason: str
+
+
+class HookFailed(msgspec.Struct, frozen=True, kw_only=True, tag="hook.failed"):
+    """A plugin raised, hung or answered wrongly."""
+
+    plugin: str
+    hook: str
+    reason: str
+
+
+Event: TypeAlias = (
+    ImageFetched
+    | ImageAdmitted
+    | LoadRefused
+    | LayerFetched
+    | LayerVerified
+    | LayerFreed
+    | LayerProgress
+    | ContainerStarted
+    | ContainerExited
+    | Sealed
+    | EvidenceServed
+    | MeasurementStopped
+    | HookFailed
+)

@@ -1,0 +1,197 @@
+"""The narrow seams behind which plugins put hardware, storage and the OCI runtime.
+
+The supervisor calls these; plugins hand out objects that have them. What every
+method raises: `Refusal` subclasses only (anything else counts as `RuntimeFailed`).
+All async methods are cancellable at every checkpoint unless they say otherwise,
+and leave nothing behind when cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from supervisor.formats.digest import Digest
+
+if TYPE_CHECKING:
+    from supervisor.layers import VerifiedLayer
+    from supervisor.measurement import StartReceipt
+
+
+class Registers(Protocol):
+    """One runtime measurement register of a TD. Synchronous: called in one worker thread."""
+
+    def read(self) -> bytes:
+        """The register's 48 bytes."""
+
+    def extend(self, digest_sha384: bytes) -> None:
+        """register = SHA384(register || digest). Not idempotent: never retried by anyone.
+
+        Raises `RuntimeFailed`; afterwards whether it happened is unknown to the caller.
+        """
+
+
+class QuoteSource(Protocol):
+    """Makes quotes of this TD."""
+
+    async def quote(self, report_data: bytes) -> bytes:
+        """A quote whose REPORTDATA is these 64 bytes. May be called concurrently."""
+
+    async def td_report(self, report_data: bytes) -> bytes:
+        """A TDREPORT, 1,024 bytes, whose REPORTDATA is these 64 bytes."""
+
+    async def boot_event_log(self) -> bytes | None:
+        """The firmware's event log (CCEL, cut at its end), or None where there is none."""
+
+
+# --- layers ---------------------------------------------------------------------------------
+
+
+class OciBlob(msgspec.Struct, frozen=True, kw_only=True, tag="oci"):
+    """A layer blob in an OCI layout directory that the daemon may read."""
+
+    directory: str
+    blob_digest: str  # `sha256:HEX` of the compressed blob, as in the layout
+    media_type: str
+    size_bytes: int
+
+
+class LayerUpload(Protocol):
+    """One layer coming in. Exactly one of `finish` and `abort` ends it."""
+
+    @property
+    def received_bytes(self) -> int: ...
+
+    async def write(self, chunk: bytes) -> None:
+        """Append bytes of the uncompressed tar. Raises `Untrusted` once they exceed the limit."""
+
+    async def finish(self) -> StoredLayer:
+        """All bytes are there: no byte can change any more; returns what was computed."""
+
+    async def abort(self) -> None:
+        """Free all bytes. Idempotent, never raises, shielded inside."""
+
+
+class StoredLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that can no longer change, with their digests. Nothing has parsed them yet."""
+
+    expected: Digest
+    computed: dict[str, str]  # algorithm -> lower-case hex
+    size_bytes: int
+    source: str  # for humans: "upload", "oci:..."
+
+
+class IdMap(msgspec.Struct, frozen=True, kw_only=True):
+    """Ids of a container's user namespace: pairs (inside, outside), one id each, uid = gid."""
+
+    pairs: tuple[tuple[int, int], ...]
+
+    @property
+    def root(self) -> int:
+        """The outside id that 0 inside means."""
+        return dict(self.pairs)[0]
+
+
+class Rootfs(Protocol):
+    """A mounted root for one container."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is mounted, in the supervisor's mount namespace."""
+
+    async def close(self) -> None:
+        """Unmount and free. Idempotent, never raises, shielded inside."""
+
+
+class LayerStore(Protocol):
+    """Keeps layers' bytes out of everybody's reach, and mounts them."""
+
+    async def upload(self, expected: Digest, *, size_bytes: int | None) -> LayerUpload:
+        """Begin to receive an uncompressed tar; refuses before a byte moves if it cannot fit."""
+
+    async def fetch(self, expected: Digest, source: OciBlob) -> StoredLayer:
+        """Read and decompress a blob; compressed digest and size checked against `source`.
+
+        `computed` must be looked at by the caller: the store compares nothing with `expected`.
+        """
+
+    async def prepare(self, layer: VerifiedLayer) -> None:
+        """Parse a verified layer (index or unpack it), so that it can be mounted.
+
+        Raises `Untrusted` for a hostile tar; the layer's bytes are freed then.
+        """
+
+    async def discard(self, stored: StoredLayer) -> None:
+        """Free the bytes of a layer that is not wanted. Idempotent, never raises."""
+
+    async def mount(
+        self,
+        layers: tuple[VerifiedLayer, ...],
+        *,
+        container_id: int,
+        id_map: IdMap,
+        writable: bool,
+    ) -> Rootfs:
+        """A root of its own for one container, lowest layer first, seen through `id_map`."""
+
+
+# --- containers -----------------------------------------------------------------------------
+
+
+class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a runtime must know to run one container."""
+
+    container_id: int
+    image_id: str
+    root: Path
+    argv: tuple[str, ...]
+    environment: tuple[str, ...]  # NAME=VALUE
+    working_dir: str
+    id_map: IdMap
+    writable_root: bool
+    no_new_privileges: bool
+    log_fds: tuple[int, ...]
+    socket_path: Path  # a listening Unix socket, to appear as /run/acon.sock
+
+
+class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Exactly one of the two is set."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class RunningContainer(Protocol):
+    """A container that was started. `destroy` must be called, also after it exited."""
+
+    @property
+    def pid(self) -> int:
+        """Of its first process, in the supervisor's pid namespace."""
+
+    async def wait(self) -> ExitStatus:
+        """Until the first process has ended. May be called more than once."""
+
+    async def signal(self, signum: int, *, whole_group: bool) -> None:
+        """Send a signal to pid 1 of the container or to its whole process group."""
+
+    async def destroy(self) -> None:
+        """Kill what is left, remove cgroup and runtime state. Idempotent, bounded, never raises."""
+
+
+class ContainerRuntime(Protocol):
+    """Runs containers with a real OCI runtime."""
+
+    async def start(self, spec: ContainerSpec, receipt: StartReceipt) -> RunningContainer:
+        """Start what `receipt` says was measured. Raises `RuntimeFailed` with the runtime's words.
+
+        When it raises or is cancelled nothing of the container is left.
+        """
+
+
+class AsyncBytes(Protocol):
+    """A stream of chunks, as request bodies come."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...

@@ -1,0 +1,344 @@
+"""The running supervisor: who owns which task, what starts before what, and how it ends.
+
+Nurseries from outside to inside: plugins' lifespans, observers, containers, servers.
+Start goes inwards and shutdown outwards: servers stop accepting, containers are asked
+and then killed, observers drain, lifespans clean up in reverse order. What a killed
+predecessor left is ended (lifespans) before anything is measured.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import cast
+
+import structlog
+import trio
+
+from supervisor.admission import Admission
+from supervisor.config import Config, config_digest_sha384, effective_config
+from supervisor.containers import Container, Containers, missing_layers
+from supervisor.errors import ConfigError
+from supervisor.events import MeasurementStopped
+from supervisor.evidence import EvidenceMaker
+from supervisor.formats.digest import Digest
+from supervisor.formats.evidence import RequestContainer
+from supervisor.formats.log_events import StartEvent
+from supervisor.formats.status import ContainerStatus, ImageStatus, Status, encode_status
+from supervisor.journal import Journal
+from supervisor.layers import Layers
+from supervisor.measurement import Measurement, RunBlocking, in_worker_thread
+from supervisor.operations import (
+    AconReport,
+    AdmissionResult,
+    ContainerView,
+    ImageView,
+    ManifestUpload,
+)
+from supervisor.ordered_tasks import container_tasks, observers, plugin_task
+from supervisor.plugin_host import PluginHost
+from supervisor.seams import (
+    ContainerRuntime,
+    LayerStore,
+    LayerUpload,
+    OciBlob,
+    QuoteSource,
+    Registers,
+)
+
+# How long a plugin may take to clean up before it is abandoned.
+LIFESPAN_STOP_TIMEOUT_S = 30
+LIFESPAN_START_TIMEOUT_S = 60
+
+log = structlog.stdlib.get_logger("supervisor.service")
+
+
+class Supervisor:
+    """One boot's supervisor; implements `supervisor.operations.Operations`.
+
+    Made by `run_supervisor` only, which owns all of its tasks.
+    """
+
+    def __init__(
+        self,
+        *,
+        measurement: Measurement,
+        admission: Admission,
+        layers: Layers,
+        containers: Containers,
+        evidence: EvidenceMaker,
+    ) -> None:
+        self._measurement = measurement
+        self._admission = admission
+        self._layers = layers
+        self._containers = containers
+        self._evidence = evidence
+
+    async def admit(self, group: Sequence[ManifestUpload]) -> AdmissionResult:
+        before = {image.image_id for image in self._admission.images()}
+        images = await self._admission.admit(group)
+        missing = [missing_layers(image, self._admission, self._layers) for image in images]
+        ids = tuple(image.image_id for image in images)
+        return AdmissionResult(
+            image_ids=ids,
+            missing_layers=tuple(dict.fromkeys(layer for one in missing for layer in one)),
+            already_admitted=tuple(image_id for image_id in ids if image_id in before),
+        )
+
+    async def upload_layer(self, expected: Digest, *, size_bytes: int | None) -> LayerUpload:
+        return await self._layers.begin_upload(expected, size_bytes=size_bytes)
+
+    async def finish_layer(self, expected: Digest, upload: LayerUpload) -> None:
+        await self._layers.finish_upload(expected, upload)
+
+    async def fetch_layer(self, expected: Digest, source: OciBlob) -> None:
+        await self._layers.fetch(expected, source)
+
+    def has_layer(self, digest: Digest) -> bool:
+        return self._layers.has(digest)
+
+    async def seal(self) -> None:
+        await self._admission.seal()
+
+    async def start(self, image_id: str, requested_environment: Sequence[str]) -> int:
+        container = await self._containers.start(image_id, requested_environment)
+        return container.container_id
+
+    async def signal(self, container_id: int, signum: int) -> None:
+        await self._containers.signal(container_id, signum)
+
+    def images(self) -> tuple[ImageView, ...]:
+        return tuple(
+            ImageView(
+                image_id=image.image_id,
+                names=image.signed.manifest.self_aliases,
+                executable=image.signed.manifest.is_executable,
+                missing_layers=missing_layers(image, self._admission, self._layers),
+            )
+            for image in self._admission.images()
+        )
+
+    def manifest(self, image_id: str) -> ManifestUpload:
+        signed = self._admission.require(image_id).signed
+        return ManifestUpload(
+            manifest=signed.manifest_bytes,
+            signature=signed.signature,
+            certificate_der=signed.certificate_der,
+        )
+
+    def containers(self) -> tuple[ContainerView, ...]:
+        return self._containers.views()
+
+    def status(self) -> bytes:
+        halted = self._measurement.halted
+        return encode_status(
+            Status(
+                sealed=self._admission.sealed,
+                measurement="ok" if halted is None else f"halted: {halted}",
+                images=tuple(
+                    ImageStatus(
+                        image_id=view.image_id,
+                        names=view.names,
+                        executable=view.executable,
+                        missing_layers=view.missing_layers,
+                    )
+                    for view in self.images()
+                ),
+                containers=tuple(
+                    ContainerStatus(
+                        container_id=view.container_id,
+                        image_id=view.image_id,
+                        state=view.state,
+                        exit_code=view.exit_code,
+                        signal=view.signal,
+                        start_event_digest_sha384=view.start_event_digest_sha384,
+                    )
+                    for view in self.containers()
+                ),
+                notes=self._measurement.notes,
+            )
+        )
+
+    async def evidence(self, nonce: bytes) -> bytes:
+        return await self._evidence.make(nonce)
+
+    async def acon_report(self, requestor_nonce: bytes, *, want_quote: bool) -> AconReport:
+        return await self._evidence.acon_report(requestor_nonce, want_quote=want_quote)
+
+
+class ContainerVoice:
+    """What one container may ask; implements `operations.ContainerOperations`."""
+
+    def __init__(self, container: Container, evidence: EvidenceMaker) -> None:
+        self._container = container
+        self._evidence = evidence
+
+    @property
+    def container_id(self) -> int:
+        return self._container.container_id
+
+    @property
+    def image_id(self) -> str:
+        return self._container.image_id
+
+    async def evidence(
+        self, nonce: bytes, *, public_key_sha384: str | None, user_data: bytes | None
+    ) -> bytes:
+        return await self._evidence.make(
+            nonce,
+            container=RequestContainer(
+                container_id=self._container.container_id,
+                image_id=self._container.image_id,
+                start_event_digest_sha384=self._container.start.receipt.digest_sha384,
+            ),
+            public_key_sha384=public_key_sha384,
+            user_data=user_data,
+        )
+
+
+async def run_supervisor(
+    config: Config,
+    host: PluginHost,
+    run_blocking: RunBlocking = in_worker_thread,
+    *,
+    task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run until cancelled; then shut down in order, children first, each with a deadline.
+
+    Started with the `Supervisor` once every server accepts clients. Raises `Refusal` when
+    the start fails; an exception of a serving plugin ends it in order and propagates.
+    """
+    effective = effective_config(config, host.configs)
+    async with AsyncExitStack() as stack:
+        for plugin, function, _ in host.implementations("lifespan"):
+            await stack.enter_async_context(
+                plugin_task(plugin, function, LIFESPAN_START_TIMEOUT_S, LIFESPAN_STOP_TIMEOUT_S)
+            )
+        await stack.enter_async_context(observers(host))
+        measurement = _open_measurement(config, host, run_blocking)
+        stack.callback(measurement.close)
+        await _begin_measurement(measurement, host, effective)
+        service = await _assemble(config, host, measurement, effective)
+        await stack.enter_async_context(container_tasks(service.containers))
+        supervisor = service.supervisor
+        for plugin, function, _ in host.implementations("serve"):
+            await stack.enter_async_context(
+                plugin_task(
+                    plugin,
+                    functools.partial(function, supervisor),
+                    LIFESPAN_START_TIMEOUT_S,
+                    LIFESPAN_STOP_TIMEOUT_S,
+                )
+            )
+        log.info(
+            "ready",
+            register=measurement.register.hex(),
+            images=len(supervisor.images()),
+            halted=measurement.halted,
+        )
+        task_status.started(supervisor)
+        await trio.sleep_forever()
+
+
+class _Service:
+    """What the nurseries below need to share."""
+
+    def __init__(self, supervisor: Supervisor, containers: Containers) -> None:
+        self.supervisor = supervisor
+        self.containers = containers
+
+
+def _open_measurement(config: Config, host: PluginHost, run_blocking: RunBlocking) -> Measurement:
+    registers = [
+        (plugin, cast(Registers, function(config.measurement.rtmr_index)))
+        for plugin, function, _ in host.implementations("registers")
+    ]
+    if not registers:
+        raise ConfigError("$.plugins.order", "no configured plugin offers a register (registers)")
+    return Measurement(
+        registers,
+        Journal.open(Path(config.runtime_dir, "journal")),
+        rtmr_index=config.measurement.rtmr_index,
+        extend_timeout_s=config.measurement.extend_timeout_s,
+        log_limit_bytes=config.measurement.log_limit_bytes,
+        run_blocking=run_blocking,
+        on_halt=lambda reason: host.emit(MeasurementStopped(reason=reason)),
+    )
+
+
+async def _begin_measurement(measurement: Measurement, host: PluginHost, effective: str) -> None:
+    await measurement.recover()
+    if measurement.halted is not None:
+        return
+    start_value = measurement.start_value
+    event = StartEvent(
+        register_at_start=start_value.hex() if any(start_value) else None,
+        components=host.components,
+        config_digest_sha384=config_digest_sha384(effective),
+    )
+    async with measurement.writing() as writer:
+        await writer.record_start(event)
+
+
+async def _assemble(
+    config: Config, host: PluginHost, measurement: Measurement, effective: str
+) -> _Service:
+    quotes = cast(QuoteSource, await host.provide("quote_source"))
+    store = cast(LayerStore, await host.provide("layer_store"))
+    runtime = cast(ContainerRuntime, await host.provide("container_runtime"))
+    admission = Admission(measurement, host, config.admission)
+    if measurement.halted is None:
+        await admission.restore(measurement.entries())
+    layers = Layers(store, host, admission.named_layers)
+    with trio.fail_after(config.evidence.quote_timeout_s):
+        boot_log = await quotes.boot_event_log()
+    socket_dir = _make_socket_dir(config)
+    serve = host.implementations("serve_container")
+
+    async def serve_socket(listener: trio.SocketListener, container: Container) -> None:
+        voice = ContainerVoice(container, evidence)
+        if serve:
+            await serve[0][1](listener, voice, trio.TASK_STATUS_IGNORED)
+        else:
+            await trio.sleep_forever()
+
+    containers = Containers(
+        admission=admission,
+        layers=layers,
+        measurement=measurement,
+        host=host,
+        store=store,
+        runtime=runtime,
+        config=config.containers,
+        socket_dir=socket_dir,
+        serve_socket=serve_socket,
+    )
+
+    evidence = EvidenceMaker(
+        measurement=measurement,
+        host=host,
+        quotes=quotes,
+        boot_log=boot_log,
+        effective_config=effective,
+        status=lambda: supervisor.status(),
+        config=config.evidence,
+    )
+    supervisor = Supervisor(
+        measurement=measurement,
+        admission=admission,
+        layers=layers,
+        containers=containers,
+        evidence=evidence,
+    )
+    return _Service(supervisor, containers)
+
+
+def _make_socket_dir(config: Config) -> Path:
+    # Others may pass through to a socket that they were given, but not list.
+    path = Path(config.runtime_dir, "sockets")
+    path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    for stale in path.iterdir():
+        stale.unlink()
+    return path

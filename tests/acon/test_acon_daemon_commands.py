@@ -1,0 +1,406 @@
+"""The operator's commands against the real HTTP server over a supervisor that remembers."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+from acon_helpers import Acon, MakeLayout, MakeSigner, Signer, tar_of
+from http_fakes import FakeOperations, served
+
+from supervisor import AdmissionResult, ImageView, ManifestUpload, PolicyDenied
+from supervisor.formats.delegation import resolve_layers, statements_of
+from supervisor.formats.digest import Digest, digest_of
+from supervisor.formats.errors import DelegationUnresolved
+from supervisor.formats.event_log import assemble_log
+from supervisor.formats.evidence import (
+    Evidence,
+    EvidenceImage,
+    EvidenceRequest,
+    Proof,
+    encode_evidence,
+)
+from supervisor.formats.launch_policy import require_admissible
+from supervisor.formats.signature import SignedManifest, verify_signed_manifest
+
+NONCE = "ab" * 32
+
+
+class Remembering(FakeOperations):
+    """Admits what is really signed and accepted, and knows which layers came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admitted: list[SignedManifest] = []
+
+    async def admit(self, group: Sequence[ManifestUpload]) -> AdmissionResult:
+        signed = [
+            verify_signed_manifest(one.manifest, one.signature, one.certificate_der)
+            for one in group
+        ]
+        require_admissible([*self.admitted, *signed])
+        result = await super().admit(group)
+        self.admitted += signed
+        return result
+
+    def images(self) -> tuple[ImageView, ...]:
+        statements = [one for image in self.admitted for one in statements_of(image)]
+        views = []
+        for image in self.admitted:
+            missing = []
+            for reference in image.manifest.layers:
+                try:
+                    (layer,) = resolve_layers([reference], statements)
+                    if not self.has_layer(layer.digest):
+                        missing.append(str(layer.digest))
+                except DelegationUnresolved:
+                    missing.append(str(reference))
+            views.append(
+                ImageView(
+                    image_id=str(image.image_id),
+                    names=image.manifest.self_aliases,
+                    executable=image.manifest.is_executable,
+                    missing_layers=tuple(missing),
+                )
+            )
+        return tuple(views)
+
+    async def evidence(self, nonce: bytes) -> bytes:
+        await super().evidence(nonce)
+
+        def text(raw: bytes) -> str:
+            return base64.b64encode(raw).decode()
+
+        return encode_evidence(
+            Evidence(
+                request=EvidenceRequest(nonce=nonce.hex(), status_digest_sha384="0" * 96),
+                proof=Proof(index=0, size=1, path=()),
+                quote=text(b"no quote"),
+                cc_eventlog=text(assemble_log(None, [])),
+                rtmr_index=3,
+                config="{}",
+                images=tuple(
+                    EvidenceImage(
+                        manifest=text(one.manifest_bytes),
+                        signature=text(one.signature),
+                        certificate=text(one.certificate_der),
+                    )
+                    for one in self.admitted
+                ),
+                status=self.status().decode(),
+            )
+        )
+
+
+class Daemon:
+    """A daemon for the commands of one test."""
+
+    def __init__(self, operations: Remembering, socket: Path, acon: Acon) -> None:
+        self.operations = operations
+        self._socket = socket
+        self._acon = acon
+
+    async def acon(self, *words: object) -> int:
+        command = [*words, "--socket", self._socket]
+        return await trio.to_thread.run_sync(lambda: self._acon(*command))
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, acon: Acon) -> AsyncIterator[Daemon]:
+    async with _daemon(tmp_path, acon) as one:
+        yield one
+
+
+@asynccontextmanager
+async def _daemon(tmp_path: Path, acon: Acon) -> AsyncIterator[Daemon]:
+    operations = Remembering()
+    # The server's log would otherwise stand among the commands' output.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    try:
+        async with served(operations, tmp_path) as socket:
+            yield Daemon(operations, socket, acon)
+    finally:
+        structlog.reset_defaults()
+
+
+class Bundles:
+    """Makes signed bundles for `acon load`."""
+
+    def __init__(self, folder: Path, make_layout: MakeLayout, acon: Acon) -> None:
+        self._folder = folder
+        self._make_layout = make_layout
+        self._acon = acon
+
+    def image(self, name: str, owner: Signer, *options: object, to: str | None = None) -> Path:
+        """An image of a common layer and one of its own; the common one delegated if `to`."""
+        layers = [tar_of({"common": b"c" * 10_000}), tar_of({name: name.encode()})]
+        layout = self._make_layout(name, layers, config={"Entrypoint": [f"/{name}"]})
+        bundle = self._folder / "bundles" / name
+        convert = ("image", "convert", f"oci:{layout}", "-o", bundle, "--name", f"{name}:1")
+        assert self._acon(*convert, *options) == 0
+        if to is not None:
+            assert self._acon("image", "delegate", bundle, "--layer", 0, "--to", to) == 0
+        sign = ("image", "sign", bundle, "--key", owner.key, "--cert", owner.certificate)
+        assert self._acon(*sign) == 0
+        return bundle
+
+    def vendor(self, alias: str, vendor: Signer) -> Path:
+        layout = self._make_layout("lent", [tar_of({"lent": b"l" * 5_000})])
+        bundle = self._folder / "bundles" / "lent"
+        assert self._acon("vendor", "make", f"oci:{layout}", "--alias", alias, "-o", bundle) == 0
+        sign = ("vendor", "sign", bundle, "--key", vendor.key, "--cert", vendor.certificate)
+        assert self._acon(*sign) == 0
+        return bundle
+
+
+@pytest.fixture
+def bundles(tmp_path: Path, make_layout: MakeLayout, acon: Acon) -> Bundles:
+    return Bundles(tmp_path, make_layout, acon)
+
+
+def lines_of(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def ring(bundles: Bundles, make_signer: MakeSigner) -> list[Path]:
+    """Three images that reject the unaccepted; each accepts the next one only."""
+    owners = [make_signer(name) for name in ("one", "two", "three")]
+    return [
+        bundles.image(f"app{at}", owners[at], "--accept", following, "--reject-unaccepted")
+        for at, following in enumerate(owners[(at + 1) % 3].certificate for at in range(3))
+    ]
+
+
+async def test_load_admits_as_a_group_what_could_not_be_admitted_one_by_one(
+    daemon: Daemon,
+    bundles: Bundles,
+    make_signer: MakeSigner,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = ring(bundles, make_signer)
+    capsys.readouterr()
+    assert await daemon.acon("load", *images, "--json") == 0
+    # The first is alone with itself; the second is not accepted back before the third is there.
+    assert [len(group) for group in daemon.operations.groups] == [1, 2]
+    assert all(not view.missing_layers for view in daemon.operations.images())
+    events = lines_of(capsys.readouterr().out)
+    assert [event["event"] for event in events] == ["admitted"] * 2 + ["layer"] * 4
+
+
+async def test_together_makes_one_group_in_the_order_given(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    images = ring(bundles, make_signer)
+    assert await daemon.acon("load", *images, "--together") == 0
+    (group,) = daemon.operations.groups
+    expected = [(image / "manifest.json").read_bytes() for image in images]
+    assert [upload.manifest for upload in group] == expected
+
+
+async def test_a_layer_that_several_images_share_is_sent_once(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    owner = make_signer("owner")
+    assert await daemon.acon("load", *(bundles.image(name, owner) for name in "ab")) == 0
+    assert len(daemon.operations.uploads) == 3
+
+
+async def test_what_is_sent_is_the_uncompressed_tar(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    bundle = bundles.image("app", make_signer("owner"))
+    assert await daemon.acon("load", bundle) == 0
+    expected = digest_of("sha384", tar_of({"app": b"app"}))
+    assert daemon.operations.layers[expected] == tar_of({"app": b"app"})
+
+
+async def test_load_finds_the_vendors_layer_that_an_image_delegates(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    csp = make_signer("csp")
+    vendor = bundles.vendor("lib:2", csp)
+    app = bundles.image("app", make_signer("owner"), to=f"{csp.certificate}:lib:2")
+    assert await daemon.acon("load", app, vendor) == 0
+    assert all(not view.missing_layers for view in daemon.operations.images())
+
+
+async def test_an_image_whose_delegated_layer_nobody_gave_is_loaded_and_said_to_be_incomplete(
+    daemon: Daemon,
+    bundles: Bundles,
+    make_signer: MakeSigner,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    csp = make_signer("csp")
+    app = bundles.image("app", make_signer("owner"), to=f"{csp.certificate}:lib:2")
+    capsys.readouterr()
+    assert await daemon.acon("load", app, "--json") == 0
+    (last,) = lines_of(capsys.readouterr().out)[-1:]
+    assert last["missing"] == [f"signer/{csp.signer_id}/lib:2"]
+
+
+async def test_images_that_reject_each_other_are_refused_before_the_daemon_is_asked(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    one, two = make_signer("one"), make_signer("two")
+    first = bundles.image("first", one, "--reject-unaccepted")
+    second = bundles.image("second", two)
+    assert await daemon.acon("load", first, second) == 1
+    assert daemon.operations.groups == []
+    assert daemon.operations.uploads == []
+
+
+async def test_what_is_loaded_already_counts_for_who_accepts_whom(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    one, two = make_signer("one"), make_signer("two")
+    first = bundles.image("first", one, "--reject-unaccepted")
+    second = bundles.image("second", two)
+    assert await daemon.acon("load", first) == 0
+    assert await daemon.acon("load", second) == 1
+    # Asked for the manifests that it has, and for nothing else.
+    assert len(daemon.operations.nonces) == 1
+    assert len(daemon.operations.groups) == 1
+
+
+async def test_one_changed_byte_in_a_layer_is_found_before_admission(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner, tmp_path: Path
+) -> None:
+    bundle = bundles.image("app", make_signer("owner"))
+    for blob in (tmp_path / "layouts" / "app" / "blobs" / "sha256").iterdir():
+        raw = bytearray(blob.read_bytes())
+        if raw.startswith(b"\x1f\x8b"):
+            raw[len(raw) // 2] ^= 1
+            blob.write_bytes(raw)
+    assert await daemon.acon("load", bundle) in (1, 2)
+    assert daemon.operations.groups == []
+
+
+async def test_loading_twice_sends_no_layer_again(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    bundle = bundles.image("app", make_signer("owner"))
+    assert await daemon.acon("load", bundle) == 0
+    sent = len(daemon.operations.uploads)
+    assert await daemon.acon("load", bundle) == 0
+    assert len(daemon.operations.uploads) == sent
+    assert len(daemon.operations.groups) == 1
+
+
+async def test_seal_reaches_the_daemon(daemon: Daemon) -> None:
+    assert await daemon.acon("seal") == 0
+    assert daemon.operations.sealed
+
+
+async def test_an_image_is_started_by_name_by_name_with_version_by_digest_and_by_id(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    assert await daemon.acon("load", bundles.image("app", make_signer("owner"))) == 0
+    image_id = str(daemon.operations.admitted[0].image_id)
+    manifest = image_id.rpartition("/")[2]
+    for text in ("app", "app:1", manifest[:8], image_id):
+        assert await daemon.acon("start", text, "--env", "A=1", "--env", "B=") == 0
+    assert daemon.operations.starts == [(image_id, ("A=1", "B="))] * 4
+    assert await daemon.acon("start", "other") == 1
+    assert len(daemon.operations.starts) == 4
+
+
+async def test_a_beginning_that_two_images_share_starts_neither(
+    daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
+) -> None:
+    owner = make_signer("owner")
+    both = (bundles.image("first", owner), bundles.image("second", owner))
+    assert await daemon.acon("load", *both) == 0
+    assert await daemon.acon("start", owner.signer_id) == 2
+    assert daemon.operations.starts == []
+
+
+async def test_a_refusal_by_the_daemon_is_exit_code_1_with_its_reason(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.operations.refusal = PolicyDenied("item", "rule", expected="this", actual="that")
+    assert await daemon.acon("seal", "--json") == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["kind"], error["item"], error["expected"]) == ("policy", "item", "this")
+
+
+async def test_ps_shows_states_and_ends(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await daemon.acon("ps") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["ID", "1", "2", "3"]
+    assert "running  " in rows[1]
+    assert "exited with 3" in rows[2]
+    assert "killed by signal 9" in rows[3]
+
+
+async def test_signals_go_by_number_by_name_and_to_groups(daemon: Daemon) -> None:
+    for word in ("10", "TERM", "sigusr1", "-9"):
+        assert await daemon.acon("signal", "3", word) == 0
+    assert daemon.operations.signals == [(3, 10), (3, 15), (3, 10), (3, -9)]
+    assert await daemon.acon("signal", "3", "NONSENSE") == 2
+
+
+async def test_status_is_shown(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await daemon.acon("status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["sealed"] is False
+
+
+async def test_evidence_is_written_as_it_came_for_the_nonce_that_was_given(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    output = tmp_path / "evidence.json"
+    assert await daemon.acon("evidence", "--nonce", NONCE, "-o", output) == 0
+    assert daemon.operations.nonces == [bytes.fromhex(NONCE)]
+    assert json.loads(output.read_bytes())["request"]["nonce"] == NONCE
+
+
+@pytest.mark.parametrize("nonce", ["", "ab" * 15, "ab" * 65, "xyz", "ab" * 16 + "a"])
+async def test_a_nonce_that_is_none_is_wrong_usage(
+    nonce: str, daemon: Daemon, tmp_path: Path
+) -> None:
+    command = ("evidence", "--nonce", nonce, "-o", tmp_path / "evidence.json")
+    assert await daemon.acon(*command) == 2
+    assert daemon.operations.nonces == []
+
+
+def test_a_daemon_that_is_not_there_is_a_failure(acon: Acon, tmp_path: Path) -> None:
+    assert acon("status", "--socket", tmp_path / "absent.sock") == 1
+
+
+def test_the_socket_may_come_from_the_environment(
+    acon: Acon,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ACON_SOCKET", str(tmp_path / "named-by-environment.sock"))
+    assert acon("status") == 1
+    assert "named-by-environment.sock" in capsys.readouterr().err
+    monkeypatch.setenv("ACON_URL", "https://td.example:1025")
+    assert acon("status") == 2
+
+
+def test_a_layer_that_is_asked_for_from_an_offset_gives_exactly_the_rest(
+    tmp_path: Path,
+) -> None:
+    import gzip
+
+    from acon.bundle import OciSource
+    from acon.loading import LocalLayer
+
+    data = bytes(range(256)) * 10_000
+    (tmp_path / "blob").write_bytes(gzip.compress(data))
+    source = OciSource(
+        directory=".",
+        blob_digest="sha256:00",
+        media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+        size_bytes=0,
+    )
+    layer = LocalLayer(Digest("sha384", "00"), source, tmp_path / "blob", len(data))
+    for offset in (0, 1, 1024 * 1024, 1024 * 1024 + 7, len(data) - 1, len(data)):
+        assert b"".join(layer.chunks(offset)) == data[offset:]

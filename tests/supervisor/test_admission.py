@@ -1,0 +1,277 @@
+"""Only what is signed, accepted by all others, allowed and measured is admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import adversary
+import pytest
+import trio
+
+from supervisor import (
+    Allow,
+    Conflict,
+    Denied,
+    Deny,
+    FormatError,
+    ImageAdmitting,
+    MeasurementHalted,
+    PluginContext,
+    PolicyDenied,
+    SignatureInvalid,
+    Untrusted,
+    hookimpl,
+)
+from supervisor.admission import AdmittedImage
+from supervisor.formats.log_events import AdmitImagesEvent, decode_event
+from supervisor.operations import ManifestUpload
+from supervisor.service import Supervisor
+from supervisor.testing import (
+    InMemory,
+    InMemoryConfig,
+    Owner,
+    in_memory_plugin,
+    manifest,
+    plugin,
+    running,
+)
+
+ALICE, BOB, EVE = Owner("alice"), Owner("bob"), Owner("eve")
+
+
+def of(owner: Owner, name: str, *, accepts: list[Owner] | None = None) -> ManifestUpload:
+    rules = [f"{each.signer}/*" for each in accepts or []]
+    return owner.sign(manifest(name=name, accepts=rules))
+
+
+def ids(supervisor: Supervisor) -> list[str]:
+    return [view.image_id for view in supervisor.images()]
+
+
+def logged(supervisor: Supervisor) -> list[tuple[str, ...]]:
+    events = [
+        decode_event(record.operation, record.content) for record in supervisor._measurement.records
+    ]
+    return [event.image_ids for event in events if isinstance(event, AdmitImagesEvent)]
+
+
+async def test_an_image_is_in_the_log_as_soon_as_it_is_admitted(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        result = await supervisor.admit([of(ALICE, "app:1")])
+        assert logged(supervisor) == [result.image_ids]
+        assert result.already_admitted == ()
+        assert len(result.missing_layers) == 1
+
+
+async def test_admitting_twice_changes_nothing_and_says_so(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        first = await supervisor.admit([of(ALICE, "app:1")])
+        image = of(ALICE, "app:1")  # signed again: another signature over the same manifest
+        again = await supervisor.admit([image])
+        assert again.already_admitted == first.image_ids == again.image_ids
+        assert len(logged(supervisor)) == 1
+
+
+async def test_images_that_need_each_other_are_admitted_as_a_group_only(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        left = ALICE.sign(manifest(name="left:1", accepts=[f"{BOB.signer}/right:1"]))
+        right = BOB.sign(manifest(name="right:1", accepts=[f"{ALICE.signer}/left:1"]))
+        stranger = of(EVE, "stranger:1")
+        with pytest.raises(PolicyDenied):
+            await supervisor.admit([left, stranger])
+        assert ids(supervisor) == [] and logged(supervisor) == []
+        await supervisor.admit([left, right])
+        assert len(ids(supervisor)) == 2
+        with pytest.raises(PolicyDenied) as caught:
+            await supervisor.admit([stranger])
+        assert str(EVE.signer) in str(caught.value)
+        assert len(logged(supervisor)) == 1
+
+
+@pytest.mark.parametrize(
+    ("attack", "error"),
+    [
+        (lambda good, bad: adversary.with_other_manifest(good, bad.manifest), SignatureInvalid),
+        (lambda good, bad: adversary.with_signature_of(good, bad), SignatureInvalid),
+        (
+            lambda good, bad: adversary.with_other_manifest(
+                good, adversary.reordered_json(good.manifest)
+            ),
+            Untrusted,
+        ),
+        (
+            lambda good, bad: adversary.with_other_manifest(good, good.manifest[:-1] + b"\xff}"),
+            Untrusted,
+        ),
+        (
+            lambda good, bad: adversary.with_other_manifest(good, b"[" * 5000),
+            Untrusted,
+        ),
+    ],
+    ids=["other words", "other signature", "other bytes", "bad UTF-8", "too deep"],
+)
+async def test_a_forged_image_is_refused_and_leaves_nothing(
+    tmp_path: Path,
+    attack: Callable[[ManifestUpload, ManifestUpload], ManifestUpload],
+    error: type[Exception],
+) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        good, bad = of(ALICE, "app:1"), of(EVE, "evil:1")
+        with pytest.raises(error):
+            await supervisor.admit([attack(good, bad)])
+        assert ids(supervisor) == [] and logged(supervisor) == []
+        await supervisor.admit([good])
+
+
+@pytest.mark.parametrize(
+    ("text", "item"),
+    [
+        (b'{"aconSpecVersion":[1,0],"layers":[NaN]}', "manifest"),
+        (b'{"aconSpecVersion":[1,0],"maxInstances":1e400}', "manifest"),
+        (b"x" * (2 << 20), "manifest"),
+    ],
+    ids=["NaN", "infinite", "too large"],
+)
+async def test_a_signed_but_malformed_manifest_is_refused_with_its_path(
+    tmp_path: Path, text: bytes, item: str
+) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        with pytest.raises(FormatError):
+            await supervisor.admit([ALICE.sign(text)])
+        assert ids(supervisor) == []
+
+
+async def test_a_group_with_one_bad_image_is_refused_as_a_whole(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        good = of(ALICE, "app:1")
+        bad = adversary.with_signature_of(of(ALICE, "other:1"), good)
+        with pytest.raises(SignatureInvalid):
+            await supervisor.admit([good, bad])
+        assert ids(supervisor) == []
+
+
+async def test_nothing_is_admitted_after_the_seal(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        await supervisor.seal()
+        with pytest.raises(Conflict, match="after the seal"):
+            await supervisor.admit([of(ALICE, "app:1")])
+
+
+async def test_when_seal_races_with_a_load_one_wins_and_the_log_says_which(
+    tmp_path: Path,
+) -> None:
+    outcomes = set()
+    for round_number in range(30):
+        folder = tmp_path / str(round_number)
+        folder.mkdir()
+        async with running([in_memory_plugin(folder)], folder) as supervisor:
+            admitted: list[bool] = []
+
+            async def load(to: Supervisor = supervisor, into: list[bool] = admitted) -> None:
+                try:
+                    await to.admit([of(ALICE, "app:1")])
+                    into.append(True)
+                except Conflict:
+                    into.append(False)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(load)
+                nursery.start_soon(supervisor.seal)
+            operations = [record.operation for record in supervisor._measurement.records]
+            assert operations in (["Start", "AdmitImages", "Seal"], ["Start", "Seal"])
+            assert admitted == ["AdmitImages" in operations]
+            outcomes.add(admitted[0])
+    assert outcomes <= {True, False}
+
+
+async def test_of_two_groups_that_exclude_each_other_exactly_one_is_admitted(
+    tmp_path: Path,
+) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        refused = []
+
+        async def load(upload: ManifestUpload) -> None:
+            try:
+                await supervisor.admit([upload])
+            except PolicyDenied:
+                refused.append(upload)
+
+        async with trio.open_nursery() as nursery:
+            for owner in (ALICE, BOB, EVE):
+                nursery.start_soon(load, of(owner, "app:1", accepts=[owner]))
+        assert len(ids(supervisor)) == 1 and len(refused) == 2
+
+
+async def test_halted_measurement_admits_nothing(tmp_path: Path) -> None:
+    machine = in_memory_plugin(tmp_path)
+    async with running([machine], tmp_path) as supervisor:
+        assert isinstance(machine.plugin, InMemory)
+        machine.plugin.memory_registers.extend(bytes(48))
+        with pytest.raises(MeasurementHalted):
+            await supervisor.admit([of(ALICE, "app:1")])
+        assert ids(supervisor) == []
+        with pytest.raises(MeasurementHalted):
+            await supervisor.admit([of(ALICE, "app:2")])
+        with pytest.raises(MeasurementHalted):
+            await supervisor.evidence(bytes(16))
+        assert b"halted" in supervisor.status()
+
+
+class OnlyAlice:
+    Config = InMemoryConfig
+
+    def __init__(self, config: InMemoryConfig, context: PluginContext) -> None:
+        self.judged = 0
+
+    @hookimpl
+    async def judge_image(self, event: ImageAdmitting) -> Allow | Deny:
+        self.judged += 1
+        return Allow() if event.signed.signer == ALICE.signer else Deny("only alice")
+
+
+async def test_a_gate_plugin_is_asked_about_every_image(tmp_path: Path) -> None:
+    gate = plugin(OnlyAlice, tmp_path)
+    async with running([in_memory_plugin(tmp_path), gate], tmp_path) as supervisor:
+        await supervisor.admit([of(ALICE, "app:1")])
+        with pytest.raises(Denied) as caught:
+            await supervisor.admit([of(BOB, "app:1")])
+        assert caught.value.actual == "only alice"
+        assert len(ids(supervisor)) == 1
+        assert isinstance(gate.plugin, OnlyAlice) and gate.plugin.judged == 2
+
+
+async def test_after_a_restart_the_admitted_images_are_there_without_loading(
+    tmp_path: Path,
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    async with running([machine], tmp_path) as supervisor:
+        await supervisor.admit([of(ALICE, "app:1")])
+        await supervisor.admit([of(BOB, "app:1")])
+        await supervisor.seal()
+        before, log = ids(supervisor), logged(supervisor)
+    async with running([machine], tmp_path) as again:
+        assert ids(again) == before and logged(again) == log
+        with pytest.raises(Conflict, match="after the seal"):
+            await again.admit([of(ALICE, "app:2")])
+        await again.evidence(bytes(16))
+
+
+def test_nobody_else_can_make_an_admitted_image() -> None:
+    with pytest.raises(TypeError, match="made by the stage"):
+        AdmittedImage(None, (), None)  # type: ignore[arg-type]  # refused before it looks
+
+
+async def test_too_many_images_and_too_large_groups_are_refused(tmp_path: Path) -> None:
+    limits = "[admission]\nmax_images = 2\nmax_group = 2\n"
+    async with running([in_memory_plugin(tmp_path)], tmp_path, limits) as supervisor:
+        images = [of(ALICE, f"app:{number}") for number in range(3)]
+        with pytest.raises(Conflict, match="bounded number"):
+            await supervisor.admit(images)
+        with pytest.raises(Conflict, match="bounded number"):
+            await supervisor.admit([])
+        with pytest.raises(Conflict, match="in the group once"):
+            await supervisor.admit([images[0], images[0]])
+        await supervisor.admit(images[:2])
+        with pytest.raises(Conflict, match=r"admission\.max_images"):
+            await supervisor.admit(images[2:])

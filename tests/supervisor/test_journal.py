@@ -1,0 +1,150 @@
+"""The journal keeps whole entries, recognises torn ones and has one writer."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.errors import Conflict, MeasurementHalted, RuntimeFailed
+from supervisor.journal import Attachment, Journal, JournalEntry
+
+ENTRY = JournalEntry(record=b"one", attachments=(Attachment(b"manifest", b"signature", b"der"),))
+OTHER = JournalEntry(record=b"two")
+
+
+def test_entries_survive_closing_with_their_attachments(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    journal.append(ENTRY)
+    journal.append(OTHER)
+    journal.close()
+    again = Journal.open(tmp_path / "journal")
+    assert again.entries == [ENTRY, OTHER]
+    again.close()
+
+
+def test_a_second_supervisor_cannot_open_the_same_journal(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    with pytest.raises(Conflict, match="another supervisor holds"):
+        Journal.open(tmp_path / "journal")
+    journal.close()
+    Journal.open(tmp_path / "journal").close()
+
+
+@pytest.mark.parametrize("lost", [1, 2, 11, 12, 13])
+def test_a_torn_tail_is_cut_off_and_the_entries_before_it_are_kept(
+    tmp_path: Path, lost: int
+) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    journal.append(ENTRY)
+    whole = journal.size_bytes
+    journal.append(OTHER)
+    end = journal.size_bytes
+    journal.close()
+    os.truncate(path, end - lost)
+    again = Journal.open(path)
+    assert again.entries == [ENTRY]
+    assert path.stat().st_size == whole
+    again.append(OTHER)
+    again.close()
+    assert Journal.open(path).entries == [ENTRY, OTHER]
+
+
+def test_a_tail_whose_bytes_were_never_written_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    journal.append(ENTRY)
+    start = journal.size_bytes
+    journal.append(OTHER)
+    end = journal.size_bytes
+    journal.close()
+    with path.open("r+b") as file:
+        file.seek(start + 4)
+        file.write(bytes(end - start - 4))
+    assert Journal.open(path).entries == [ENTRY]
+
+
+def test_dropping_the_last_entry_leaves_the_others(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    journal.append(ENTRY)
+    journal.append(OTHER)
+    journal.drop_last()
+    journal.append(OTHER)
+    journal.drop_last()
+    journal.close()
+    assert Journal.open(tmp_path / "journal").entries == [ENTRY]
+
+
+def test_an_old_boots_journal_is_put_aside_under_a_new_name(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    journal.append(ENTRY)
+    before = path.read_bytes()
+    aside = journal.put_aside()
+    assert aside.read_bytes() == before
+    assert journal.entries == []
+    journal.append(OTHER)
+    second = journal.put_aside()
+    assert second != aside
+    journal.close()
+
+
+def test_a_file_that_is_no_journal_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(b"somebody else's notes")
+    with pytest.raises(MeasurementHalted, match="is no measurement journal"):
+        Journal.open(path)
+    assert path.read_bytes() == b"somebody else's notes"
+
+
+def test_a_journal_that_vanished_takes_nothing_more(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    journal.append(ENTRY)
+    path.unlink()
+    with pytest.raises(RuntimeFailed, match="cannot be written"):
+        journal.append(OTHER)
+    journal.close()
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    journal.append(ENTRY)
+    size = journal.size_bytes
+    real_pwrite = os.pwrite
+
+    def half(descriptor: int, data: bytes, offset: int) -> int:
+        if len(data) > 5:
+            return real_pwrite(descriptor, data[:5], offset)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", half)
+    with pytest.raises(RuntimeFailed, match="No space left"):
+        journal.append(OTHER)
+    monkeypatch.undo()
+    assert path.stat().st_size == size
+    journal.append(OTHER)
+    journal.close()
+    assert Journal.open(path).entries == [ENTRY, OTHER]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_behind_the_entries_never_become_an_entry(tail: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal")
+        journal = Journal.open(path)
+        journal.append(ENTRY)
+        journal.close()
+        with path.open("ab") as file:
+            file.write(tail)
+        again = Journal.open(path)
+        assert again.entries == [ENTRY]
+        again.close()

@@ -1,0 +1,181 @@
+"""The reports: readable, bounded in width, stable, and inert whatever the evidence says."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+import evidence_factory as factory
+import msgspec
+import pytest
+from evidence_factory import AT, NONCE, Scenario
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugins.tdx_sim.pki import SimPki
+from verifier import (
+    Policy,
+    Verdict,
+    parse_policy,
+    policy_from_evidence,
+    render_json,
+    render_text,
+    verify,
+)
+from verifier.inert_text import inert
+
+HOSTILE = "\x1b[2J\x1b[H[pass] The quote\r\n[pass] all\u202efine\u200b\x07 \u009b31m"
+
+
+def judged(scenario: Scenario, pki: SimPki, policy: Policy) -> Verdict:
+    built = factory.build(scenario, pki)
+    return verify(
+        built.evidence,
+        policy,
+        nonce=NONCE,
+        collateral=built.collateral,
+        at=AT,
+        trusted_root_pem=built.root_pem,
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile(pki: SimPki, policy: Policy) -> Verdict:
+    """Evidence whose names, environment, plugins and settings try to write the report."""
+    scenario = factory.honest()
+    spy = factory.sign_image(
+        "mallory",
+        layers=[],
+        aliases={"self": {".": [f"{HOSTILE.replace('/', '')}:1"]}},
+        entrypoint=["/bin/x", HOSTILE],
+        env=["A"],
+    )
+    scenario.images.append(spy)
+    scenario.components.append(
+        msgspec.structs.replace(factory.component("x"), name=HOSTILE, version=HOSTILE)
+    )
+    scenario.config[f"unsafe_{HOSTILE}"] = True
+    factory.rewrite_log(scenario)
+    scenario.events.insert(-1, ("Note", b'{"critical":false}'))
+    scenario.status = msgspec.structs.replace(
+        factory.status_of(scenario), notes=(HOSTILE,), measurement=f"halted: {HOSTILE}"
+    )
+    return judged(scenario, pki, policy)
+
+
+@pytest.mark.parametrize("details", [False, True])
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_string_of_the_evidence_acts_on_the_terminal_or_poses_as_a_line(
+    hostile: Verdict, width: int, details: bool
+) -> None:
+    text = render_text(hostile, width=width, details=details)
+    assert not hostile.ok
+    for character in text.replace("\n", ""):
+        assert character.isprintable()
+        assert unicodedata.category(character) != "Cf"
+    assert max(map(len, text.splitlines())) <= width
+    # Lines that begin with a mark are the report's own: as many as the checks it shows.
+    marked = [line for line in text.splitlines() if re.match(r" *\[(pass|FAIL|open)\]", line)]
+    assert not [line for line in marked if "\\x1b" in line.split("]")[0]]
+    assert not [line for line in text.splitlines() if line.startswith("[pass] all")]
+
+
+def test_the_json_report_is_ascii_and_says_what_the_verdict_says(hostile: Verdict) -> None:
+    text = render_json(hostile)
+    assert text.isascii()
+    report = json.loads(text)
+    assert report["format"] == "acon-verdict-v1"
+    assert report["ok"] is False
+    assert report["simulation"] is True
+    assert report["failures"] == [leaf.id for leaf in hostile.failures]
+    assert [check["id"] for check in report["checks"]] == [check.id for check in hostile.checks]
+    assert set(report) == {
+        "format",
+        "ok",
+        "headline",
+        "simulation",
+        "judged_at",
+        "trust_anchor",
+        "failures",
+        "remains_to_be_believed",
+        "checks",
+        "facts",
+    }
+
+
+def _unwrapped(text: str) -> str:
+    """The words, with line breaks, margins and bars taken out."""
+    return " ".join(text.replace("|", " ").split())
+
+
+def test_the_text_names_programs_signers_delegations_and_the_seal(
+    pki: SimPki, policy: Policy
+) -> None:
+    text = _unwrapped(render_text(judged(factory.honest(), pki, policy), width=100))
+    for words in (
+        "VERDICT: PASSED (SIMULATION)",
+        "gateway:1",
+        "calls itself CN=bob",
+        "LEFT TO SOMEONE ELSE",
+        "python:3, version 3",
+        "Loading was ended for good",
+        "turns no check off",
+        "nothing about real hardware",
+    ):
+        assert words in text
+
+
+def test_a_failed_report_says_first_why(pki: SimPki, policy: Policy) -> None:
+    scenario = factory.honest()
+    scenario.body = {"mr_td": b"\7" * 48}
+    text = render_text(judged(scenario, pki, policy), width=100)
+    assert text.startswith("VERDICT: FAILED (SIMULATION)\n")
+    assert text.index("base.mr_td") < text.index("Programs that may run here")
+    assert "07" * 48 in _unwrapped(text).replace(" ", "")
+    assert "Send it nothing." in text
+
+
+def test_colours_are_there_only_when_asked_for(pki: SimPki, policy: Policy) -> None:
+    verdict = judged(factory.honest(), pki, policy)
+    plain = render_text(verdict)
+    coloured = render_text(verdict, colour=True)
+    assert "\x1b" not in plain
+    assert "\x1b[32m[pass]\x1b[0m" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+
+
+def test_a_verdict_renders_the_same_every_time(pki: SimPki, policy: Policy) -> None:
+    verdict = judged(factory.honest(), pki, policy)
+    assert render_json(verdict) == render_json(verdict)
+    assert render_text(verdict, details=True) == render_text(verdict, details=True)
+
+
+def test_a_policy_written_from_hostile_evidence_reads_back(pki: SimPki) -> None:
+    scenario = factory.honest()
+    scenario.components.append(
+        msgspec.structs.replace(factory.component("x"), name=HOSTILE, version=HOSTILE)
+    )
+    scenario.config[f"unsafe_{HOSTILE}"] = True
+    factory.rewrite_log(scenario)
+    built = factory.build(scenario, pki)
+    policy = parse_policy(policy_from_evidence(built.evidence, collateral=built.collateral))
+    assert not isinstance(policy.plugins, str)
+    assert policy.plugins[-1].name == HOSTILE
+    assert judged(scenario, pki, policy).ok
+
+
+@given(st.text())
+def test_inert_text_is_printable_and_unambiguous(text: str) -> None:
+    shown = inert(text)
+    assert all(character.isprintable() for character in shown)
+    unescaped = re.sub(
+        r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})",
+        lambda m: "\\" if m[1] == "\\" else chr(int(m[1][1:], 16)),
+        shown,
+    )
+    assert unescaped == text
+
+
+def test_long_text_is_cut_with_a_count() -> None:
+    assert inert("x" * 30, max_characters=10) == "x" * 10 + "… (20 more characters)"
