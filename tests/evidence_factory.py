@@ -207,6 +207,8 @@ class Scenario:
     components: list[Component] = field(default_factory=list)
     events: list[LogEvent | tuple[str, bytes]] = field(default_factory=list)
     base_image: firmware.BaseImage = field(default_factory=firmware.BaseImage)
+    rtmr_index: int = 3
+    has_boot_log: bool = True
     register_before: bytes = bytes(48)
     # What differs from an honest TD's report; signed all the same.
     body: dict[str, object] = field(default_factory=dict)
@@ -243,7 +245,9 @@ class Scenario:
 
     def records(self) -> list[LogRecord]:
         return [
-            encode_record(3, *(encode_event(event) if not isinstance(event, tuple) else event))
+            encode_record(
+                self.rtmr_index, *(event if isinstance(event, tuple) else encode_event(event))
+            )
             for event in self.events
         ]
 
@@ -368,11 +372,13 @@ def build(scenario: Scenario, pki: SimPki) -> Built:
         quote=to_base64(scenario.ship_quote(sign_quote(pki, body, scenario.quote_version))),
         cc_eventlog=to_base64(
             assemble_log(
-                firmware.event_log(firmware.boot_events(scenario.base_image)),
+                firmware.event_log(firmware.boot_events(scenario.base_image))
+                if scenario.has_boot_log
+                else None,
                 [record.raw for record in scenario.shipped_records(records)],
             )
         ),
-        rtmr_index=3,
+        rtmr_index=scenario.rtmr_index,
         config=scenario.config_text,
         images=tuple(evidence_image(image) for image in scenario.images),
         status=status.decode(),
@@ -397,10 +403,17 @@ def evidence_image(image: SignedManifest) -> EvidenceImage:
     )
 
 
-def _body(scenario: Scenario, register: bytes, report_data: bytes) -> TdBody:
-    rtmrs = [bytes(48), bytes(48), bytes(48), register]
-    for event in firmware.boot_events(scenario.base_image):
+def booted(base_image: firmware.BaseImage) -> list[bytes]:
+    """RTMR 0 to 3 when the supervisor begins."""
+    rtmrs = [bytes(48)] * 4
+    for event in firmware.boot_events(base_image):
         rtmrs[event.rtmr_index] = extend(rtmrs[event.rtmr_index], event.digest_sha384)
+    return rtmrs
+
+
+def _body(scenario: Scenario, register: bytes, report_data: bytes) -> TdBody:
+    rtmrs = booted(scenario.base_image)
+    rtmrs[scenario.rtmr_index] = register
     is_td15 = scenario.quote_version == 5
     honest_body = TdBody(
         tee_tcb_svn=platform_identity.TEE_TCB_SVN,

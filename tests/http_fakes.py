@@ -318,7 +318,7 @@ class RawClient:
                 while True:
                     event = reader.next_event()
                     if event is h11.NEED_DATA:
-                        reader.receive_data(await self.stream.receive_some(65536))
+                        reader.receive_data(bytes(await self.stream.receive_some(65536)))
                     elif isinstance(event, h11.Response):
                         status = event.status_code
                         headers = {name.decode(): text.decode() for name, text in event.headers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from supervisor.formats.launch_policy import violations
+from supervisor.formats.launch_policy import Violation, violations_after_each
 from supervisor.formats.log_events import AdmitImagesEvent
 from supervisor.formats.signature import SignedManifest
 from verifier.images import ImageSet, certificate_of, matches, names_of
@@ -96,38 +96,8 @@ def _certificate_dates(log: SupervisorLog, images: ImageSet, policy: Policy, at:
 def _launch_policy(log: SupervisorLog, images: ImageSet) -> Check:
     """Recompute, after each admission, whether all images until then accept each other."""
     id, title = "images.launch_policy", "The images accept each other"
-    checks = []
-    for entry, _ in log.of(AdmitImagesEvent):
-        until = log.admitted(before=entry.position + 1)
-        present = images.of(until)
-        if len(present) < len(set(until)):
-            checks.append(
-                unmade(
-                    f"{id}.group",
-                    f"After record {entry.position} all images accept each other",
-                    why="the evidence lacks manifests of these images",
-                    actual=f"{len(present)} of {len(set(until))} manifests",
-                    left_open=False,
-                )
-            )
-            continue
-        broken = violations(_each_once(present))
-        checks.append(
-            judge(
-                f"{id}.group",
-                f"After record {entry.position} all images accept each other",
-                holds=not broken,
-                expected="every image that rejects the unaccepted reaches every other",
-                actual="; ".join(
-                    f"{violation.image_id} does not accept "
-                    + ", ".join(str(other) for other in violation.unreachable)
-                    for violation in broken
-                )
-                or f"{len(present)} images, none rejects another",
-                anchor=_SIGNATURES,
-            )
-        )
-    if not checks:
+    admissions = list(log.of(AdmitImagesEvent))
+    if not admissions:
         return judge(
             id,
             title,
@@ -136,11 +106,46 @@ def _launch_policy(log: SupervisorLog, images: ImageSet) -> Check:
             actual="no image was admitted",
             anchor=LOG_ANCHOR,
         )
+    groups = [images.of(event.image_ids) for _, event in admissions]
+    found = violations_after_each(groups)
+    checks: list[Check] = []
+    ground_lost: str | None = None
+    for (entry, event), group_images in zip(admissions, groups, strict=True):
+        group_title = f"After record {entry.position} all images accept each other"
+        if ground_lost is None and len(group_images) < len(event.image_ids):
+            ground_lost = "the evidence lacks manifests of images admitted by then"
+        if ground_lost is not None:
+            checks.append(
+                unmade(
+                    f"{id}.group",
+                    group_title,
+                    why=ground_lost,
+                    actual="unknown",
+                    left_open=False,
+                )
+            )
+            continue
+        broken = next(found)
+        checks.append(_group_policy(f"{id}.group", group_title, broken))
+        if broken:
+            ground_lost = "they did not even before this admission"
     return group(id, title, checks)
 
 
-def _each_once(images: Sequence[SignedManifest]) -> tuple[SignedManifest, ...]:
-    return tuple({str(signed.image_id): signed for signed in images}.values())
+def _group_policy(id: str, title: str, broken: Sequence[Violation]) -> Check:
+    return judge(
+        id,
+        title,
+        holds=not broken,
+        expected="every image that rejects the unaccepted reaches every other",
+        actual="; ".join(
+            f"{violation.image_id} does not accept "
+            + ", ".join(str(other) for other in violation.unreachable)
+            for violation in broken
+        )
+        or "they do",
+        anchor=_SIGNATURES,
+    )
 
 
 # --- against the policy ---------------------------------------------------------------------

@@ -149,7 +149,11 @@ def _log(log: SupervisorLog, rtmr_index: int) -> Iterator[str]:
     yield "[log]"
     yield f"register_index = {rtmr_index}"
     if any(log.at_start):
-        yield "# WARNING: something was measured into the register BEFORE the supervisor."
+        yield (
+            "# What boot loader and kernel measured into it before the supervisor."
+            if rtmr_index == 2
+            else "# WARNING: something was measured into the register BEFORE the supervisor."
+        )
         yield f"register_at_start = {_toml(log.at_start.hex())}"
     if not log.sealed:
         yield "# WARNING: this TD was not sealed: more images can be loaded into it later."

@@ -6,6 +6,7 @@ bar: no name or variable can pass itself off as a line of the verdict.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +16,9 @@ from verifier.inert_text import inert
 from verifier.verdict import Check, Outcome, Verdict
 
 MIN_WIDTH = 40
+# 64 bits tell digests apart for a reader; `details` and the JSON report have them whole.
 _SHORT_DIGITS = 16
+_LONG_HEX = re.compile(r"[0-9a-f]{33,}")
 _MARKS = {Outcome.PASS: "pass", Outcome.FAIL: "FAIL", Outcome.NOT_CHECKED: "open"}
 _COLOURS = {"pass": "\x1b[32m", "FAIL": "\x1b[1;31m", "open": "\x1b[33m", "bold": "\x1b[1m"}
 _RESET = "\x1b[0m"
@@ -32,7 +35,7 @@ def render_text(
     if verdict.trust_anchor.kind != "intel":
         title += " (SIMULATION)"
     page.heading(title)
-    page.say(headline(verdict))
+    page.say(page.digest(headline(verdict)))
     if verdict.trust_anchor.kind != "intel":
         page.say(
             "This quote was not judged under Intel's root but under a root that the caller "
@@ -85,13 +88,8 @@ class _Page:
         self._lines += [first, *lines[1:]]
 
     def digest(self, text: str) -> str:
-        """An id or digest, cut for reading unless details are wanted."""
-        if self.details:
-            return text
-        return "/".join(
-            part if len(part) <= _SHORT_DIGITS else part[:_SHORT_DIGITS] + "…"
-            for part in text.split("/")
-        )
+        """Digests within a text, cut for reading unless details are wanted."""
+        return text if self.details else _LONG_HEX.sub(_shortened, text)
 
     def text(self) -> str:
         return "\n".join(self._lines).lstrip("\n") + "\n"
@@ -262,27 +260,32 @@ def _checks(page: _Page, verdict: Verdict) -> None:
 
 def _tree(page: _Page, check: Check, *, indent: int) -> None:
     if not check.children:
-        _leaf(page, check, indent=indent, brief=not page.details)
+        if page.details:
+            _leaf(page, check, indent=indent)
+        else:
+            page.mark(check.outcome, page.digest(f"{check.title} ({check.id})"), indent=indent)
         return
     leaves = list(check.leaves())
     passed = sum(1 for leaf in leaves if leaf.outcome is Outcome.PASS)
-    page.mark(check.outcome, f"{check.title}: {passed} of {len(leaves)} passed", indent=indent)
+    title = page.digest(f"{check.title}: {passed} of {len(leaves)} passed")
+    page.mark(check.outcome, title, indent=indent)
     for child in check.children:
         if page.details or child.outcome is not Outcome.PASS:
             _tree(page, child, indent=indent + 2)
 
 
-def _leaf(page: _Page, leaf: Check, *, indent: int, brief: bool = False) -> None:
-    page.mark(leaf.outcome, f"{leaf.title} ({leaf.id})", indent=indent)
-    if brief and leaf.outcome is Outcome.PASS:
-        return
+def _leaf(page: _Page, leaf: Check, *, indent: int) -> None:
+    page.mark(leaf.outcome, page.digest(f"{leaf.title} ({leaf.id})"), indent=indent)
     unmade = leaf.outcome is Outcome.NOT_CHECKED
-    page.quote(leaf.expected or "", indent=indent + 2, label="why not  " if unmade else "expected ")
-    page.quote(leaf.actual or "", indent=indent + 2, label="found    ")
-    if leaf.anchor is not None:
-        page.quote(leaf.anchor, indent=indent + 2, label="judge    ")
-    if leaf.policy_rule is not None:
-        page.quote(leaf.policy_rule, indent=indent + 2, label="policy   ")
+    values = {
+        "why not  " if unmade else "expected ": leaf.expected,
+        "found    ": leaf.actual,
+        "judge    ": leaf.anchor,
+        "policy   ": leaf.policy_rule,
+    }
+    for label, value in values.items():
+        if value is not None:
+            page.quote(page.digest(value), indent=indent + 2, label=label)
 
 
 def _beliefs(page: _Page, verdict: Verdict) -> None:
@@ -291,7 +294,11 @@ def _beliefs(page: _Page, verdict: Verdict) -> None:
         return
     page.heading("What remains to be believed, since nobody checked it")
     for leaf in believed:
-        page.say(f"- {leaf.title} ({leaf.id})")
+        page.say(page.digest(f"- {leaf.title} ({leaf.id})"))
+
+
+def _shortened(digits: re.Match[str]) -> str:
+    return digits[0][:_SHORT_DIGITS] + "…"
 
 
 def _listed(texts: Sequence[str] | Iterable[str]) -> str:

@@ -208,14 +208,15 @@ class Store:
                 own.unpacked = await trio.to_thread.run_sync(
                     self._unpacked, own, limiter=self._long_work
                 )
+                await clean_up(own.label, own.free_tar, log=self._context.log)
+                if own.is_unwanted:  # since the work began
+                    raise _unknown(layer.stored)
             except Untrusted:
                 own.is_unwanted = True
-                await self._free_locked(own)
                 raise
-            await clean_up(own.label, own.free_tar, log=self._context.log)
-            if own.is_unwanted:  # since the work began
-                await self._free_locked(own)
-                raise _unknown(layer.stored)
+            finally:
+                if own.is_unwanted:
+                    await self._free_locked(own)
 
     def _unpacked(self, layer: Layer) -> UnpackedLayer:
         tree = layer.read(max_entries=self._config.max_entries, between=check_cancelled)
@@ -295,10 +296,10 @@ def _unknown(stored: StoredLayer) -> UnknownItem:
 
 
 def _check_size(expected: Digest, size_bytes: int, limit_bytes: int) -> None:
-    if size_bytes > limit_bytes:
+    if not 0 <= size_bytes <= limit_bytes:
         raise Untrusted(
             str(expected),
             LIMIT_RULE,
-            expected=f"at most {limit_bytes} bytes",
+            expected=f"0 to {limit_bytes} bytes",
             actual=f"{size_bytes} bytes",
         )

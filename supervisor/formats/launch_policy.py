@@ -72,6 +72,20 @@ def violations(images: Sequence[SignedManifest]) -> tuple[Violation, ...]:
     return graph.violations(graph.everything)
 
 
+def violations_after_each(
+    groups: Sequence[Sequence[SignedManifest]],
+) -> Iterator[tuple[Violation, ...]]:
+    """What is wrong once each group has joined those before it, as `violations` says it.
+
+    One graph serves all groups, so that a verifier can repeat a long log's admissions.
+    """
+    graph = _Graph([image for group in groups for image in group])
+    present = 0
+    for group in groups:
+        present |= graph.set_of(group)
+        yield graph.violations(present)
+
+
 def require_admissible(images: Sequence[SignedManifest]) -> None:
     """Raise `PolicyDenied` unless these images may share a TD.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from supervisor.seams import OciBlob
 DATA = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = digest_of("sha384", DATA)
 
+Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +52,7 @@ def tar(tmp_path: Path) -> FileTar:
 
 
 @asynccontextmanager
-async def daemon_that(handler: object, folder: Path) -> AsyncIterator[Client]:
+async def daemon_that(handler: Handler, folder: Path) -> AsyncIterator[Client]:
     """A server on a Unix socket that does with each connection what `handler` does."""
     path = folder / "odd.sock"
     sock = trio.socket.socket(trio.socket.AF_UNIX)
@@ -133,17 +135,19 @@ async def cutting_proxy(upstream: Path, *, after_bytes: int, times: int) -> Asyn
 
     async def carry(stream: trio.SocketStream) -> None:
         nonlocal cuts_left
-        async with await trio.open_unix_socket(str(upstream)) as onward:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_copy, onward, stream)
-                carried = 0
-                async for chunk in stream:
-                    await onward.send_all(chunk)
-                    carried += len(chunk)
-                    if cuts_left and carried > after_bytes:
-                        cuts_left -= 1
-                        break
-                nursery.cancel_scope.cancel()
+        carried = 0
+        async with (
+            await trio.open_unix_socket(str(upstream)) as onward,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(_copy, onward, stream)
+            async for chunk in stream:
+                await onward.send_all(chunk)
+                carried += len(chunk)
+                if cuts_left and carried > after_bytes:
+                    cuts_left -= 1
+                    break
+            nursery.cancel_scope.cancel()
 
     sock = trio.socket.socket(trio.socket.AF_UNIX)
     with sock:

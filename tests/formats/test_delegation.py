@@ -113,6 +113,15 @@ def test_the_highest_svn_listed_wins() -> None:
     assert resolved(ref("python:3"), statements).digest == layer("3")
 
 
+def test_svn_0_is_an_svn() -> None:
+    statements = says(layer("1"), "python:0", "python")
+    (hop,) = resolved(ref("python"), statements).delegation
+    assert (hop.alias, hop.svn) == ("python:0", 0)
+    assert resolved(ref("python"), statements + says(layer("2"), "python")).digest == layer("1")
+    error = unresolved(ref("python:0"), statements + says(layer("2"), "python:0"))
+    assert error.expected == "one layer at SVN 0"
+
+
 def test_svns_of_other_names_do_not_count() -> None:
     statements = says(layer("2"), "python:2", "perl:9") + says(layer("3"), "python:3", "python:2")
     assert resolved(ref("python:2"), statements).digest == layer("3")

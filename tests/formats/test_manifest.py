@@ -316,6 +316,13 @@ def test_a_rule_is_written_as_it_is_read() -> None:
         assert str(parse_accept_rule(text, item="$")) == text
 
 
+def test_a_rule_with_a_weak_hash_is_refused_unless_allowed() -> None:
+    weak = f"sha256/{'a' * 64}/*"
+    with pytest.raises(FormatError):
+        parse_accept_rule(weak, item="$")
+    assert str(parse_accept_rule(weak, item="$", unsafe_allow_sha256=True)) == weak
+
+
 def test_a_short_hexadecimal_word_is_an_alias() -> None:
     assert not parse_accept_rule(f"sha384/{A96}/deadbeef", item="$").names_digest
     assert parse_accept_rule(f"sha384/{A96}/{B96}", item="$").names_digest

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -198,6 +198,3 @@ async def running_rig(
             for listener in rig.sockets.values():
                 listener.close()
             nursery.cancel_scope.cancel()
-
-
-RigMaker = Callable[[], Rig]

@@ -178,8 +178,9 @@ async def test_an_upload_that_is_short_is_refused_and_freed(tmp_path: Path) -> N
 @pytest.mark.root
 async def test_what_cannot_fit_is_refused_before_a_byte_moves(tmp_path: Path) -> None:
     async with running(tmp_path, budget_bytes=4 << 20, max_layer_bytes=8 << 20) as rig:
-        with pytest.raises(Untrusted):
-            await rig.store.upload(EXPECTED, size_bytes=(8 << 20) + 1)
+        for size_bytes in (-1, (8 << 20) + 1):
+            with pytest.raises(Untrusted):
+                await rig.store.upload(EXPECTED, size_bytes=size_bytes)
         with pytest.raises(Busy):
             await rig.store.upload(EXPECTED, size_bytes=(4 << 20) + 1)
         first = await rig.store.upload(EXPECTED, size_bytes=3 << 20)
@@ -269,7 +270,7 @@ async def test_preparing_at_the_same_time_unpacks_once(tmp_path: Path) -> None:
 
 @pytest.mark.root
 async def test_a_layer_discarded_while_it_is_prepared_is_gone_afterwards(tmp_path: Path) -> None:
-    refused = []
+    refused: list[UnknownItem] = []
 
     async def prepare() -> None:
         try:
@@ -341,9 +342,7 @@ async def test_without_idmapped_mounts_auto_copies_and_idmap_refuses_to_start(
 
 
 @pytest.mark.root
-async def test_an_idmapped_view_of_another_file_system_needs_its_kernel_support(
-    tmp_path: Path,
-) -> None:
+def test_what_the_kernel_refuses_is_raised_with_the_path(tmp_path: Path) -> None:
     with open("/proc/self/ns/user", "rb") as own, pytest.raises(OSError, match="/proc"):
         # The initial user namespace maps nothing: the kernel refuses it, by name.
         idmapped_clone(b"/proc", os.fsencode(tmp_path), own.fileno())

@@ -235,6 +235,17 @@ async def test_device_nodes_are_there_but_cannot_be_opened(tmp_path: Path) -> No
         await root.close()
 
 
+@pytest.mark.parametrize("writable", [False, True])
+async def test_a_root_is_nodev_but_set_user_id_bits_count(tmp_path: Path, writable: bool) -> None:
+    async with running(tmp_path) as rig:
+        root = await rig.mount(await rig.add(BASE), writable=writable)
+        flags = os.statvfs(root.path).f_flag
+        assert flags & os.ST_NODEV
+        assert not flags & (os.ST_NOSUID | os.ST_NOEXEC)
+        assert bool(flags & os.ST_RDONLY) is not writable
+        await root.close()
+
+
 async def test_programs_run_from_a_root_though_the_store_itself_is_noexec(tmp_path: Path) -> None:
     tar = make_tar(entry("program", PROGRAM, mode=0o755))
     async with running(tmp_path) as rig:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from plugins.tdx_sim.pki import SimPki
 from supervisor.formats.errors import FormatError
+from supervisor.formats.td_body import TdBodyExtension
 from verifier import (
     ImageEntry,
     Outcome,
@@ -137,6 +138,70 @@ def test_one_quote_answers_several_requests(pki: SimPki, policy: Policy) -> None
     scenario = factory.honest()
     scenario.other_requests = 5
     assert judged(scenario, pki, policy).ok
+
+
+def test_a_log_in_the_other_register_passes_where_the_policy_says_so(pki: SimPki) -> None:
+    scenario = factory.honest()
+    scenario.rtmr_index = 2
+    scenario.has_boot_log = False  # firmware's events in RTMR2 could not be told from ours
+    scenario.register_before = factory.booted(scenario.base_image)[2]
+    factory.rewrite_log(scenario)
+    text = policy_from_evidence(factory.build(scenario, pki).evidence)
+    policy = parse_policy(text)
+    assert policy.log.register_index == 2
+    assert judged(scenario, pki, policy).ok
+    # What the kernel measured before the supervisor is pinned through the register's start.
+    other = replace(policy, log=replace(policy.log, register_at_start="ab" * 48))
+    assert failing(judged(scenario, pki, other)) == {"log.register_at_start"}
+    # A register that nobody accounts for must be zero.
+    scenario.body = {"rtmrs": lambda rtmrs: (*rtmrs[:3], b"\1" * 48)}
+    assert failing(judged(scenario, pki, policy)) == {"base.rtmr3"}
+    # A policy that names no register expects RTMR3.
+    strict = parse_policy(text.replace("register_index = 2", "register_index = 3"))
+    scenario.body = {}
+    assert "log.register" in failing(judged(scenario, pki, strict))
+
+
+def test_a_missing_boot_log_is_said_and_weakens_nothing(pki: SimPki, policy: Policy) -> None:
+    scenario = factory.honest()
+    scenario.has_boot_log = False
+    verdict = judged(scenario, pki, policy)
+    assert verdict.ok
+    assert [leaf.id for leaf in verdict.unchecked] == ["boot_log"]
+    assert "and nothing else." in headline(verdict)
+
+
+def test_images_whose_manifests_are_missing_leave_the_launch_policy_unchecked(
+    pki: SimPki, policy: Policy
+) -> None:
+    scenario = factory.honest()
+    scenario.ship = lambda evidence: replace(evidence, images=evidence.images[:2])
+    verdict = judged(scenario, pki, policy)
+    groups = verdict.find("images.launch_policy.group")
+    assert [check.outcome for check in groups] == [Outcome.PASS, Outcome.NOT_CHECKED]
+    assert not verdict.ok
+
+
+def test_an_extended_body_passes_and_its_service_td_is_refused(pki: SimPki, policy: Policy) -> None:
+    scenario = factory.honest()
+    scenario.quote_version = 5
+    extension = TdBodyExtension(
+        vm_id=0,
+        td_id=b"\1" * 32,
+        dev_info=b"\2" * 48,
+        init_servtd_hash=bytes(48),
+        init_servtd_attributes=bytes(8),
+        init_cpu_svn=b"\3" * 16,
+        init_tee_tcb_svn=b"\4" * 16,
+        init_tee_fmspc=b"\5" * 12,
+        current_servtd_hash=bytes(48),
+        current_servtd_attributes=bytes(8),
+    )
+    scenario.body = {"extended": extension}
+    assert judged(scenario, pki, policy).ok
+    for name in ("init_servtd_hash", "current_servtd_hash"):
+        scenario.body = {"extended": replace(extension, **{name: b"\1" * 48})}
+        assert "quote.td.service_td" in failing(judged(scenario, pki, policy))
 
 
 def test_an_unknown_event_that_does_not_matter_is_shown_and_passed_over(

@@ -1,0 +1,122 @@
+"""The owners and the CSP: their keys, their manifests, and what they sign."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from stage import Stage
+
+# Who owns which program. Two owners whose images accept each other and nobody else.
+CLINIC = ("gateway", "intake", "audit")
+LAB = ("features", "model")
+PROGRAMS = ("gateway", "intake", "features", "model", "audit")
+# In these the interpreter's layer is the CSP's to maintain; everything else is pinned.
+DELEGATING = ("intake", "model")
+INTERPRETER_LAYER = "1"
+SIGNERS = ("clinic", "lab", "csp", "eve")
+SIGTERM = "-15"
+
+
+class Owners:
+    """Keys and bundles of everybody on the stage."""
+
+    def __init__(self, stage: Stage, cache: Path) -> None:
+        self.stage = stage
+        self._keys = stage.out / "keys"
+        self._layouts = stage.out / "layouts"
+        self._bundles = stage.out / "bundles"
+        self._cache = cache
+
+    def key(self, signer: str) -> Path:
+        return self._keys / f"{signer}.pem"
+
+    def certificate(self, signer: str) -> Path:
+        return self._keys / f"{signer}.der"
+
+    def bundle(self, name: str) -> Path:
+        return self._bundles / name
+
+    def all_bundles(self) -> list[Path]:
+        return [self.bundle(name) for name in PROGRAMS]
+
+    def owner_of(self, program: str) -> str:
+        return "clinic" if program in CLINIC else "lab"
+
+    def make_keys(self) -> None:
+        """With openssl, as owners have it: P-384, certificates signed with SHA-384."""
+        self._keys.mkdir(parents=True, exist_ok=True)
+        for signer in SIGNERS:
+            command = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-sha384"]
+            command += ["-pkeyopt", "ec_paramgen_curve:P-384", "-days", "30"]
+            command += ["-subj", f"/O=Attested Containers demo/CN={signer}"]
+            command += ["-keyout", str(self.key(signer)), "-outform", "DER"]
+            command += ["-out", str(self.certificate(signer))]
+            subprocess.run(command, check=True, capture_output=True)
+
+    def build_images(self) -> None:
+        """From the distribution's packages, as OCI layouts (see images.py)."""
+        script = Path(__file__).with_name("images.py")
+        command = [sys.executable, str(script), str(self._layouts), "--cache", str(self._cache)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        self.sources: dict[str, str] = json.loads(done.stdout)
+
+    def convert_and_sign(self) -> None:
+        for name in PROGRAMS:
+            arguments: list[str | Path] = ["image", "convert", self.sources[name]]
+            arguments += ["-o", self.bundle(name), "--name", f"{name}:1", "--reject-unaccepted"]
+            # A ring: each accepts the next one, and through it all the others.
+            following = PROGRAMS[(PROGRAMS.index(name) + 1) % len(PROGRAMS)]
+            rule = f"{self.certificate(self.owner_of(following))}:{following}:1"
+            arguments += ["--accept", rule]
+            arguments += [f"--signal={SIGTERM}", "--log-fd", "1", "--log-fd", "2"]
+            self.stage.acon(*arguments, show=name == "gateway")
+            if name in DELEGATING:
+                self._delegate(self.bundle(name), show=name == "model")
+            self.sign(self.bundle(name), self.owner_of(name), show=name == "gateway")
+
+    def _delegate(self, bundle: Path, *, show: bool) -> None:
+        to = f"{self.certificate('csp')}:python:2"
+        arguments = ["image", "delegate", bundle, "--layer", INTERPRETER_LAYER, "--to", to]
+        self.stage.acon(*arguments, show=show)
+
+    def sign(self, bundle: Path, signer: str, *, show: bool = False) -> None:
+        arguments = ["image", "sign", bundle, "--key", self.key(signer)]
+        self.stage.acon(*arguments, "--cert", self.certificate(signer), show=show)
+
+    def vendor(
+        self,
+        name: str,
+        version: int,
+        aliases: list[str],
+        *,
+        signer: str = "csp",
+        show: bool = False,
+    ) -> Path:
+        """A layer-only image that vouches for one interpreter build under these aliases."""
+        bundle = self.bundle(name)
+        arguments: list[str | Path] = ["vendor", "make", self.sources[f"interpreter-{version}"]]
+        for alias in aliases:
+            arguments += ["--alias", alias]
+        self.stage.acon(*arguments, "-o", bundle, show=show)
+        keys = ["--key", self.key(signer), "--cert", self.certificate(signer)]
+        self.stage.acon("vendor", "sign", bundle, *keys, show=show)
+        return bundle
+
+    def changed(self, name: str, into: str, *, signer: str, **fields: object) -> Path:
+        """A copy of a bundle whose manifest says something else, signed by `signer`."""
+        bundle = self.bundle(into)
+        shutil.copytree(self.bundle(name), bundle)
+        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        for field, value in fields.items():
+            manifest[field] = {**manifest[field], **value} if isinstance(value, dict) else value
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+        (bundle / "manifest.json").write_text(text)
+        (bundle / "signature").unlink(missing_ok=True)
+        self.sign(bundle, signer)
+        return bundle

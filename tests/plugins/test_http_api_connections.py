@@ -1,0 +1,40 @@
+"""Streams whose sends end, whoever shields them."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from plugins.http_api.connections import BoundedStream
+
+
+async def test_a_send_that_nobody_reads_ends_even_under_a_shield(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs:
+        stream = BoundedStream(trio.SocketStream(ours))
+        began = trio.current_time()
+        with trio.CancelScope(shield=True), pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(bytes(16 << 20))
+        took = trio.current_time() - began
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.send_all(b"x")
+    # Ten seconds, and one for every 16 KiB.
+    assert 10 + 1024 <= took < 10 + 1024 + 5
+
+
+async def test_cutting_a_stream_ends_a_send_that_is_shielded() -> None:
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs, trio.fail_after(5):
+        stream = BoundedStream(trio.SocketStream(ours))
+
+        async def send() -> None:
+            with trio.CancelScope(shield=True), pytest.raises(trio.ClosedResourceError):
+                await stream.send_all(bytes(16 << 20))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            stream.cut()
