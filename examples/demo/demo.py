@@ -141,7 +141,8 @@ def scene_verdict(
         f"  the record went over the verified connection; ten-year risk {answer['ten_year_risk']}"
     )
     for program, build in sorted(answer["interpreters"].items()):
-        stage.say(f"    {program:9} runs {build.partition(";")[0]}")
+        mark, _, _ = build.partition(";")
+        stage.say(f"    {program:9} runs {mark}")
         expected = f"python:{version}" if program in DELEGATING else "python:2"
         if expected not in build:
             raise SceneFailed(f"{program} was to run {expected}, and runs {build}")

@@ -135,6 +135,7 @@ def test_a_cycle_is_refused_rather_than_followed() -> None:
         (b'{"x":[{"b":1},{"c":{"a":1,"b":2,"a":3}}]}', "$.x[1].c.a"),
         (b'{"a":1,"\\u0061":2}', "$.a"),
         (b'{"a b":1,"a b":2}', '$["a b"]'),
+        (b'{"c":0,"b":1,"a":2,"b":3}', "$.b"),
         (b'{"a":{"b":1,"b":2},"a":3}', "$.a"),
     ],
 )
@@ -240,6 +241,13 @@ def test_json_in_another_than_the_canonical_form_is_refused(raw: bytes) -> None:
         decode_canonical(raw, item="x", max_bytes=100)
     assert caught.value.item == "x"
     assert "canonical" in caught.value.rule
+
+
+def test_where_the_form_departs_from_the_canonical_is_said() -> None:
+    for raw, offset in ((b'{"a":1, "b":2}', 7), (b'{"a":1}\n', 7), (b'{"b":1,"a":2}', 2)):
+        with pytest.raises(FormatError) as caught:
+            decode_canonical(raw, item="x", max_bytes=100)
+        assert caught.value.actual == f"differs at offset {offset}"
 
 
 def test_errors_repeat_little_of_what_they_refuse() -> None:

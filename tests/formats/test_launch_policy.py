@@ -178,22 +178,51 @@ def test_the_same_image_twice_is_one_vertex() -> None:
 
 @st.composite
 def _graphs(draw: st.DrawFn) -> list[SignedManifest]:
-    count = draw(st.integers(0, 6))
-    labels = "abcdef"[:count]
-    graph = []
-    for label in labels:
-        targets = draw(st.lists(st.sampled_from("abcdef"), max_size=3, unique=True))
-        if draw(st.integers(0, 9)) == 0:
-            targets.append("sha512/*/*")
+    signers = ["owner", "other"]
+    targets = st.builds(
+        lambda by, name, svn: f"{by}/{name}{svn}",
+        st.sampled_from([*map(signer_of, signers), "sha512/*"]),
+        st.sampled_from("abcdef"),
+        st.sampled_from([":1", ":2", ":3", ""]),
+    )
+    graph: list[SignedManifest] = []
+    for label in "abcdef"[: draw(st.integers(0, 6))]:
+        accepted = draw(st.lists(targets, max_size=4))
+        if draw(st.integers(0, 7)) == 0:
+            accepted.append(f"{draw(st.sampled_from([signer_of('owner'), 'sha512/*']))}/*")
+        earlier = [str(other.image_id) for other in graph]
+        if draw(st.booleans()) and earlier:
+            accepted.append(draw(st.sampled_from(earlier)))
         graph.append(
-            node(
-                label,
-                *targets,
-                reject=draw(st.booleans()),
-                lends=draw(st.integers(0, 5)) == 0,
+            image(
+                draw(st.sampled_from(signers)),
+                entrypoint=[] if draw(st.integers(0, 5)) == 0 else ["/bin/app"],
+                layers=[LAYER],
+                aliases={"self": {".": [f"{label}:{draw(st.integers(1, 3))}", label]}},
+                policy={"accepts": accepted, "rejectUnaccepted": draw(st.booleans())},
             )
         )
     return graph
+
+
+@st.composite
+def _strongly_connected(draw: st.DrawFn) -> list[SignedManifest]:
+    """Rings through `a`, so that groups are needed: admissible as a whole, seldom in parts."""
+    accepted: dict[str, set[str]] = {"a": set()}
+    labels = iter("bcdefg")
+    for _ in range(draw(st.integers(1, 3))):
+        last = "a"
+        for label in itertools.islice(labels, draw(st.integers(1, 3))):
+            accepted[last].add(label)
+            accepted[label] = set()
+            last = label
+        accepted[last].add("a")
+    for extra in draw(st.lists(st.sampled_from(sorted(accepted)), max_size=2)):
+        accepted[extra].add(draw(st.sampled_from(sorted(accepted))))
+    order = draw(st.permutations(sorted(accepted)))
+    return [
+        node(label, *sorted(accepted[label]), reject=draw(st.integers(0, 4)) > 0) for label in order
+    ]
 
 
 def naive_violations(
@@ -240,7 +269,7 @@ def smallest_group(admitted: list[SignedManifest], rest: list[SignedManifest]) -
 
 
 @settings(max_examples=300, deadline=None)
-@given(_graphs(), st.integers(0, 6))
+@given(_graphs() | _strongly_connected(), st.integers(0, 6))
 def test_groups_are_admissible_one_after_the_other_and_as_small_as_can_be(
     images: list[SignedManifest], loaded_count: int
 ) -> None:
@@ -267,7 +296,7 @@ def test_groups_are_admissible_one_after_the_other_and_as_small_as_can_be(
 
 
 @settings(max_examples=200, deadline=None)
-@given(_graphs())
+@given(_graphs() | _strongly_connected())
 def test_groups_found_without_trying_all_subsets_are_admissible_too(
     images: list[SignedManifest],
 ) -> None:
@@ -317,6 +346,18 @@ def test_a_ring_is_admitted_as_one_group_beside_a_loaded_image() -> None:
     ring = [node("a", "b"), node("b", "c"), node("c", "base")]
     assert names(admissible_groups([base], ring)) == [["a", "b", "c"]]
     assert names(admissible_groups([base], ring[::-1])) == [["c", "b", "a"]]
+
+
+@pytest.mark.parametrize("tried_subsets", [0, 2048])
+def test_the_smaller_of_two_groups_comes_first(
+    monkeypatch: pytest.MonkeyPatch, tried_subsets: int
+) -> None:
+    monkeypatch.setattr(launch_policy, "_MAX_TRIED_SUBSETS", tried_subsets)
+    base = node("base", "a", "p")
+    ring = [node("a", "b"), node("b", "c"), node("c", "base")]
+    pair = [node("p", "q"), node("q", "base")]
+    assert names(admissible_groups([base], ring + pair)) == [["p", "q"], ["a", "b", "c"]]
+    assert names(admissible_groups([base], pair[::-1] + ring)) == [["q", "p"], ["a", "b", "c"]]
 
 
 def test_what_is_there_already_is_left_out() -> None:

@@ -192,6 +192,8 @@ def test_sizes_are_bounded() -> None:
     _, certificate = p384()
     error = refused(RAW, b"\0" * (MAX_SIGNATURE_BYTES + 1), certificate)
     assert (error.item, error.expected) == ("signature", "4096 bytes")
+    error = refused(RAW, b"\0" * MAX_SIGNATURE_BYTES, certificate)
+    assert isinstance(error, SignatureInvalid)
     error = refused(RAW, b"", b"\0" * (MAX_CERTIFICATE_BYTES + 1))
     assert (error.item, error.expected) == ("certificate", "65536 bytes")
     error = refused(b"[" * 300_000, b"", certificate)
@@ -293,6 +295,14 @@ def test_sha256_is_accepted_only_under_the_unsafe_setting() -> None:
     signature = key.sign(RAW, ec.ECDSA(hashes.SHA256()))
     signed = verify_signed_manifest(RAW, signature, certificate, unsafe_allow_sha256=True)
     assert signed.image_id.algorithm == "sha256"
+    assert signer_id_of(certificate, unsafe_allow_sha256=True) == signed.signer
+    assert matching_form(RAW, signature, certificate, unsafe_allow_sha256=True)[1] == RAW
+    with pytest.raises(SignatureInvalid):
+        signer_id_of(certificate)
+    with pytest.raises(SignatureInvalid):
+        matching_form(RAW, signature, certificate)
+    with pytest.raises(SignatureInvalid):
+        sign_manifest(RAW, key, certificate)
     loaded = x509.load_der_x509_certificate(certificate)
     assert certificate_hash_algorithm(loaded, unsafe_allow_sha256=True) == "sha256"
     with pytest.raises(SignatureInvalid):
