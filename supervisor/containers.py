@@ -197,6 +197,8 @@ class Containers:
         manifest = image.signed.manifest
         if not manifest.is_executable:
             raise PolicyDenied(image.image_id, "has no entry point: it only lends layers")
+        if not manifest.layers:
+            raise PolicyDenied(image.image_id, "has an entry point but no layer to run it from")
         environment = resolve_environment(manifest.env, requested)
         for _ in range(START_ROUNDS):
             resolved = resolve_layers(manifest.layers, self._admission.statements)

@@ -89,13 +89,13 @@ class Owner:
 
 
 def manifest(
-    *, name: str, layers: Sequence[str] = (), accepts: Sequence[str] = (), **fields: object
+    *, name: str, layers: Sequence[str] | None = None, accepts: Sequence[str] = (), **fields: object
 ) -> bytes:
     """Canonical bytes of an executable image's manifest; `fields` are added as they are."""
     return canonical_json.encode_go(
         {
             "aconSpecVersion": [1, 0],
-            "layers": list(layers) or [str(digest_of("sha384", name.encode()))],
+            "layers": [str(digest_of("sha384", name.encode()))] if layers is None else list(layers),
             "aliases": {"self": {".": [name]}},
             "entrypoint": ["/bin/true"],
             "policy": {"accepts": list(accepts), "rejectUnaccepted": bool(accepts)},

@@ -171,7 +171,12 @@ class RelyingParty:
 
     def evidence_over(self, channel: Channel, nonce: str, name: str) -> Path:
         """Ask the gateway for evidence for its key, on the connection that shows the key."""
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
         status, body = channel.ask("GET", f"/evidence?nonce={nonce}")
+        while status == 503 and time.monotonic() < deadline:
+            # The five have just been started, and wait for one another.
+            time.sleep(0.5)
+            status, body = channel.ask("GET", f"/evidence?nonce={nonce}")
         if status != 200:
             raise SceneFailed(f"the gateway answered {status}: {body[:300]!r}")
         path = self.stage.out / "evidence" / f"{name}.json"

@@ -32,11 +32,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     source = tmp_path_factory.mktemp("source") / "owner_rules"
     shutil.copytree(PACKAGE, source)  # pip builds beside the sources
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        + ["--no-deps", "--no-index", "--no-build-isolation", "--target", str(folder), str(source)],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, *offline, "--target", str(folder), str(source)], check=True)
     return folder
 
 

@@ -136,6 +136,10 @@ async def test_what_cannot_start_says_why_and_is_not_measured(tmp_path: Path) ->
         (lender_id,) = (await supervisor.admit([lender])).image_ids
         with pytest.raises(PolicyDenied, match="only lends layers"):
             await supervisor.start(lender_id, [])
+        empty = OWNER.sign(manifest(name="empty:1", layers=[]))
+        (empty_id,) = (await supervisor.admit([empty])).image_ids
+        with pytest.raises(PolicyDenied, match="no layer to run it from"):
+            await supervisor.start(empty_id, [])
         image_id = await load(supervisor, env=["A=1"])
         with pytest.raises(PolicyDenied):
             await supervisor.start(image_id, ["A=2"])
