@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from supervisor.events import MeasurementStopped as MeasurementStopped
     from supervisor.events import Sealed as Sealed
     from supervisor.hookspecs import hookimpl as hookimpl
-    from supervisor.layers import VerifiedLayer as VerifiedLayer
-    from supervisor.measurement import StartReceipt as StartReceipt
     from supervisor.operations import AconReport as AconReport
     from supervisor.operations import AdmissionResult as AdmissionResult
     from supervisor.operations import ContainerOperations as ContainerOperations
@@ -53,6 +51,9 @@ if TYPE_CHECKING:
     from supervisor.operations import ImageView as ImageView
     from supervisor.operations import ManifestUpload as ManifestUpload
     from supervisor.operations import Operations as Operations
+    from supervisor.proofs import StartReceipt as StartReceipt
+    from supervisor.proofs import StoredLayer as StoredLayer
+    from supervisor.proofs import VerifiedLayer as VerifiedLayer
     from supervisor.seams import ContainerRuntime as ContainerRuntime
     from supervisor.seams import ContainerSpec as ContainerSpec
     from supervisor.seams import ExitStatus as ExitStatus
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from supervisor.seams import Registers as Registers
     from supervisor.seams import Rootfs as Rootfs
     from supervisor.seams import RunningContainer as RunningContainer
-    from supervisor.seams import StoredLayer as StoredLayer
     from supervisor.verdicts import Allow as Allow
     from supervisor.verdicts import Deny as Deny
 
@@ -107,8 +107,6 @@ _HOMES = {
         "Sealed",
     ),
     "hookspecs": ("hookimpl",),
-    "layers": ("VerifiedLayer",),
-    "measurement": ("StartReceipt",),
     "operations": (
         "AconReport",
         "AdmissionResult",
@@ -118,6 +116,7 @@ _HOMES = {
         "ManifestUpload",
         "Operations",
     ),
+    "proofs": ("StartReceipt", "StoredLayer", "VerifiedLayer"),
     "seams": (
         "ContainerRuntime",
         "ContainerSpec",
@@ -130,7 +129,6 @@ _HOMES = {
         "Registers",
         "Rootfs",
         "RunningContainer",
-        "StoredLayer",
     ),
     "verdicts": ("Allow", "Deny"),
 }

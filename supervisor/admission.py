@@ -24,9 +24,10 @@ from supervisor.formats.launch_policy import require_admissible
 from supervisor.formats.log_events import AdmitImagesEvent, SealEvent
 from supervisor.formats.signature import SignedManifest, verify_signed_manifest
 from supervisor.journal import Attachment, JournalEntry
-from supervisor.measurement import AdmissionReceipt, Measurement
+from supervisor.measurement import Measurement
 from supervisor.operations import ManifestUpload
 from supervisor.plugin_host import PluginHost
+from supervisor.proofs import AdmissionReceipt
 from supervisor.sealed_type import SealedType
 
 

@@ -153,14 +153,22 @@ def config_error(error: msgspec.ValidationError, prefix: str = "$") -> ConfigErr
     return ConfigError(prefix + item.removeprefix("$"), rule)
 
 
+def effective_table(
+    config: Config, plugin_configs: Mapping[str, msgspec.Struct]
+) -> dict[str, object]:
+    """The configuration with every default filled in, plugin tables included, as builtins."""
+    table: dict[str, object] = msgspec.to_builtins(config)
+    table["plugin"] = {name: msgspec.to_builtins(plugin_configs[name]) for name in plugin_configs}
+    return table
+
+
 def effective_config(config: Config, plugin_configs: Mapping[str, msgspec.Struct]) -> str:
-    """Canonical JSON of the configuration with every default filled in.
+    """Canonical JSON of `effective_table`: what is measured and travels in the evidence.
 
     Numbers that are no integers become their shortest decimal text, since canonical
     JSON here has no fractions.
     """
-    table = msgspec.to_builtins(config)
-    table["plugin"] = {name: msgspec.to_builtins(plugin_configs[name]) for name in plugin_configs}
+    table = effective_table(config, plugin_configs)
     text: str = canonical_json.encode(_without_fractions(table)).decode()
     return text
 

@@ -32,10 +32,11 @@ from supervisor.formats.delegation import ResolvedLayer, resolve_layers
 from supervisor.formats.environment import resolve_environment
 from supervisor.formats.log_events import LayerDelegation, StartContainerEvent
 from supervisor.id_ranges import IdRanges
-from supervisor.layers import Layers, VerifiedLayer
-from supervisor.measurement import Measurement, StartReceipt
+from supervisor.layers import Layers
+from supervisor.measurement import Measurement
 from supervisor.operations import ContainerView
 from supervisor.plugin_host import PluginHost
+from supervisor.proofs import StartReceipt, VerifiedLayer
 from supervisor.seams import (
     ContainerRuntime,
     ContainerSpec,

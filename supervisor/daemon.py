@@ -16,10 +16,15 @@ import structlog
 import tomli_w
 import trio
 
-from supervisor.config import Config, config_digest_sha384, effective_config, read_config
+from supervisor.config import (
+    Config,
+    config_digest_sha384,
+    effective_config,
+    effective_table,
+    read_config,
+)
 from supervisor.errors import Refusal
 from supervisor.events import Event
-from supervisor.formats import canonical_json
 from supervisor.formats.log_events import StartEvent, encode_event
 from supervisor.plugin_host import LoadedPlugin, PluginHost, load_plugins
 from supervisor.service import run_supervisor
@@ -71,12 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as error:
         print(f"acond: {error}", file=sys.stderr)  # noqa: T201 - the log may not be set up
         return EXIT_USAGE
-    effective = effective_config(config, host.configs)
     if options.print_config:
-        print(_toml(effective), end="")  # noqa: T201 - asked for
+        print(_toml(effective_table(config, host.configs)), end="")  # noqa: T201 - asked for
         return 0
     if options.print_identity:
-        print(_identity(host, effective))  # noqa: T201 - asked for
+        print(_identity(host, effective_config(config, host.configs)))  # noqa: T201 - asked for
         return 0
     return _run(config, host)
 
@@ -106,10 +110,7 @@ def _prepare_runtime_dir(config: Config) -> None:
     path.chmod(0o711)
 
 
-def _toml(effective: str) -> str:
-    table = canonical_json.decode(
-        effective.encode(), item="configuration", max_bytes=len(effective.encode())
-    )
+def _toml(table: dict[str, object]) -> str:
     return tomli_w.dumps(_without_nulls(table))
 
 

@@ -11,26 +11,11 @@ from supervisor.errors import Conflict, DigestMismatch, Refusal, RuntimeFailed, 
 from supervisor.events import LayerFetched, LayerVerified, LoadRefused
 from supervisor.formats.digest import Digest
 from supervisor.plugin_host import PluginHost
-from supervisor.sealed_type import SealedType
-from supervisor.seams import LayerStore, LayerUpload, OciBlob, StoredLayer
+from supervisor.proofs import StoredLayer, VerifiedLayer
+from supervisor.seams import LayerStore, LayerUpload, OciBlob
 
 # Cleaning up after a refusal must not hold a cancelled caller for ever.
 CLEANUP_TIMEOUT_S = 30
-
-
-class VerifiedLayer(metaclass=SealedType):
-    """A layer whose bytes have the digest that was asked for. Made by `Layers` only."""
-
-    def __init__(self, stored: StoredLayer) -> None:
-        self.stored = stored
-
-    @property
-    def digest(self) -> Digest:
-        return self.stored.expected
-
-    @property
-    def size_bytes(self) -> int:
-        return self.stored.size_bytes
 
 
 class Layers:

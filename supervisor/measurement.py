@@ -45,7 +45,7 @@ from supervisor.formats.log_events import (
     encode_event,
 )
 from supervisor.journal import Attachment, Journal, JournalEntry
-from supervisor.sealed_type import SealedType
+from supervisor.proofs import AdmissionReceipt, Receipt, SealReceipt, StartReceipt
 from supervisor.seams import Registers
 
 T = TypeVar("T")
@@ -63,29 +63,6 @@ class RunBlocking(Protocol):
 async def in_worker_thread(function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
     """Run it in a thread that a deadline may abandon."""
     return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=limiter)
-
-
-class Receipt(metaclass=SealedType):
-    """Proof that an event is in the log and the register. Made by `Measurement` only."""
-
-    def __init__(self, digest_sha384: str) -> None:
-        self.digest_sha384 = digest_sha384
-
-
-class StartReceipt(Receipt):
-    """Proof that a start was measured, and with what it must agree."""
-
-    def __init__(self, digest_sha384: str, event: StartContainerEvent) -> None:
-        super().__init__(digest_sha384)
-        self.event = event
-
-
-class AdmissionReceipt(Receipt):
-    """Proof that a group was measured."""
-
-
-class SealReceipt(Receipt):
-    """Proof that the seal was measured."""
 
 
 class Measurement:

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 
 from supervisor.formats.digest import Digest
-
-if TYPE_CHECKING:
-    from supervisor.layers import VerifiedLayer
-    from supervisor.measurement import StartReceipt
+from supervisor.proofs import StartReceipt, StoredLayer, VerifiedLayer
 
 
 class Registers(Protocol):
@@ -73,15 +70,6 @@ class LayerUpload(Protocol):
 
     async def abort(self) -> None:
         """Free all bytes. Idempotent, never raises, shielded inside."""
-
-
-class StoredLayer(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that can no longer change, with their digests. Nothing has parsed them yet."""
-
-    expected: Digest
-    computed: dict[str, str]  # algorithm -> lower-case hex
-    size_bytes: int
-    source: str  # for humans: "upload", "oci:..."
 
 
 class IdMap(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,11 +38,11 @@ from supervisor.formats.quote import QuoteAuth, build_header, pack_quote
 from supervisor.formats.signature import sign_manifest, signer_id_of
 from supervisor.formats.td_body import build_td10_body
 from supervisor.hookspecs import hookimpl
-from supervisor.layers import VerifiedLayer
-from supervisor.measurement import RunBlocking, StartReceipt
+from supervisor.measurement import RunBlocking
 from supervisor.operations import ManifestUpload
 from supervisor.plugin_contract import check_plugin_class
 from supervisor.plugin_host import LoadedPlugin, PluginHost
+from supervisor.proofs import StartReceipt, StoredLayer, VerifiedLayer
 from supervisor.seams import (
     ContainerSpec,
     ExitStatus,
@@ -51,7 +51,6 @@ from supervisor.seams import (
     OciBlob,
     Rootfs,
     RunningContainer,
-    StoredLayer,
 )
 from supervisor.service import Supervisor, run_supervisor
 

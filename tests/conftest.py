@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["acon_fixtures", "verifier_fixtures"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -25,7 +25,8 @@ from supervisor.formats.log_events import (
     StartEvent,
 )
 from supervisor.journal import Attachment, Journal, JournalEntry
-from supervisor.measurement import Measurement, StartReceipt, in_worker_thread
+from supervisor.measurement import Measurement, in_worker_thread
+from supervisor.proofs import StartReceipt
 from supervisor.testing import MemoryRegisters, run_at_once
 
 START = StartEvent(

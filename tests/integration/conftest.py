@@ -1,0 +1,44 @@
+"""A software TD's keys and a few images, made once; a machine for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from integration_images import Image, ImageMaker
+from integration_machine import Machine, machine_in
+
+from plugins.tdx_sim.pki import ensure_pki
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pki")
+    ensure_pki(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageMaker:
+    return ImageMaker(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def patient(images: ImageMaker) -> Image:
+    """Runs until it is asked to end."""
+    return images.make("patient")
+
+
+@pytest.fixture(scope="session")
+def other(images: ImageMaker) -> Image:
+    """Another owner's image, as patient."""
+    return images.make("other", signer="another owner")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, pki: Path) -> Iterator[Machine]:
+    """A software TD that runs; the daemon is the test's to start."""
+    with machine_in(tmp_path, pki) as machine:
+        machine.power_on()
+        yield machine
