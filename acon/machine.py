@@ -17,7 +17,7 @@ import msgspec
 
 from plugins.oci_runtime.probe import CANDIDATES, PROBE_EXIT_CODE, SEARCH_PATH, exit_program
 from supervisor.errors import Refusal
-from supervisor.swap import PROC_SWAPS, active_swap
+from supervisor.ram import PROC_SWAPS, active_swap
 
 _TRIAL_TIMEOUT_S = 30
 _TDX_INTERFACES = (

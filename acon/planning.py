@@ -16,12 +16,12 @@ from supervisor.formats.environment import resolve_environment
 from supervisor.formats.event_log import LOG_RTMR_INDEX, encode_record, extend
 from supervisor.formats.log_events import (
     AdmitImagesEvent,
-    LayerDelegation,
     LogEvent,
     SealEvent,
     StartContainerEvent,
     StartEvent,
     encode_event,
+    start_container_event,
 )
 from supervisor.formats.signature import SignedManifest
 
@@ -94,14 +94,9 @@ def predict(identity: StartEvent, events: Sequence[LogEvent]) -> tuple[Step, ...
 
 def _start_event(start: PlannedStart, layers: Sequence[ResolvedLayer]) -> StartContainerEvent:
     manifest = start.image.manifest
-    return StartContainerEvent(
-        image_id=str(start.image.image_id),
-        layers=tuple(str(layer.digest) for layer in layers),
-        delegations=tuple(
-            LayerDelegation(index=index, hops=layer.delegation)
-            for index, layer in enumerate(layers)
-            if layer.delegation
-        ),
-        argv=manifest.entrypoint,
-        environment=resolve_environment(manifest.env, start.requested_environment),
+    return start_container_event(
+        str(start.image.image_id),
+        layers,
+        manifest.entrypoint,
+        resolve_environment(manifest.env, start.requested_environment),
     )

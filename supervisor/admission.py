@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from supervisor.config import AdmissionConfig
-from supervisor.errors import Conflict, PluginContractError, Refusal, UnknownItem
+from supervisor.errors import (
+    Conflict,
+    FormatError,
+    MeasurementHalted,
+    PluginContractError,
+    Refusal,
+    UnknownItem,
+)
 from supervisor.events import (
     ImageAdmitted,
     ImageAdmitting,
@@ -18,10 +25,10 @@ from supervisor.events import (
     LoadRefused,
     Sealed,
 )
-from supervisor.formats.delegation import AliasStatement
+from supervisor.formats.delegation import AliasStatement, Resolver
 from supervisor.formats.digest import Digest
 from supervisor.formats.launch_policy import require_admissible
-from supervisor.formats.log_events import AdmitImagesEvent, SealEvent
+from supervisor.formats.log_events import AdmitImagesEvent, SealEvent, decode_event
 from supervisor.formats.signature import SignedManifest, verify_signed_manifest
 from supervisor.journal import Attachment, JournalEntry
 from supervisor.measurement import Measurement
@@ -29,6 +36,10 @@ from supervisor.operations import ManifestUpload
 from supervisor.plugin_host import PluginHost
 from supervisor.proofs import AdmissionReceipt
 from supervisor.sealed_type import SealedType
+
+# Evidence and status carry what manifests say, and verifiers read both within bounds
+# (formats.evidence, formats.status): what could never be proven is not admitted.
+MAX_IMAGES_BYTES = 6 * 1024 * 1024
 
 
 class AdmittedImage(metaclass=SealedType):
@@ -59,6 +70,7 @@ class Admission:
         self._config = config
         self._images: dict[str, AdmittedImage] = {}
         self._statements: tuple[AliasStatement, ...] = ()
+        self._resolver: Resolver | None = None
         self.sealed = False
 
     async def restore(self, entries: Sequence[JournalEntry]) -> None:
@@ -67,11 +79,24 @@ class Admission:
         Raises `Refusal` when the journal holds what could not have been admitted.
         """
         for entry, record in zip(entries, self._measurement.records, strict=True):
+            restored = []
             for attachment in entry.attachments:
                 signed = self._verify(
                     attachment.manifest, attachment.signature, attachment.certificate_der
                 )
-                self._add(AdmittedImage._create(signed, await self._statements_of(signed), None))
+                restored.append((signed, await self._statements_of(signed)))
+            # The register proves the record alone: what lies beside it must be what it names.
+            event = decode_event(record.operation, record.content)
+            named = event.image_ids if isinstance(event, AdmitImagesEvent) else ()
+            if tuple(str(signed.image_id) for signed, _ in restored) != named:
+                raise MeasurementHalted(
+                    "journal",
+                    "must hold exactly the images that its record admits",
+                    expected=", ".join(named) or "none",
+                    actual=", ".join(str(signed.image_id) for signed, _ in restored) or "none",
+                )
+            for signed, statements in restored:
+                self._add(AdmittedImage._create(signed, statements, None))
             if record.operation == "Seal":
                 self.sealed = True
 
@@ -89,7 +114,7 @@ class Admission:
 
     async def _admit(self, group: Sequence[ManifestUpload]) -> tuple[AdmittedImage, ...]:
         if not 1 <= len(group) <= self._config.max_group:
-            raise Conflict(
+            raise FormatError(
                 "group",
                 "must have a bounded number of images",
                 expected=f"1 to {self._config.max_group}",
@@ -105,23 +130,31 @@ class Admission:
             self._host.emit(ImageFetched(image_id=str(signed.image_id)))
         new = {key: signed for key, signed in wanted.items() if key not in self._images}
         if new:
-            self._check(new)
+            self._require_open(new)
+            self._require_admissible(new)
+            judged_beside = len(self._images)
             statements = {}
             for key, signed in new.items():
                 statements[key] = await self._statements_of(signed)
                 await self._host.judge("judge_image", ImageAdmitting(signed=signed), item=key)
-            await self._measure(new, statements)
+            await self._measure(new, statements, judged_beside)
         return tuple(self._images[key] for key in wanted)
 
     async def _measure(
-        self, new: dict[str, SignedManifest], statements: dict[str, tuple[AliasStatement, ...]]
+        self,
+        new: dict[str, SignedManifest],
+        statements: dict[str, tuple[AliasStatement, ...]],
+        judged_beside: int,
     ) -> None:
         async with self._measurement.writing() as log:
             # Others were admitted, or sealed, while the gates judged: check again, locked.
             new = {key: signed for key, signed in new.items() if key not in self._images}
             if not new:
                 return
-            self._check(new)
+            self._require_open(new)
+            # Images are only ever added: beside as many as before, they are the same.
+            if len(self._images) != judged_beside:
+                self._require_admissible(new)
             receipt = await log.record_admission(
                 AdmitImagesEvent(image_ids=tuple(new)),
                 [
@@ -134,7 +167,7 @@ class Admission:
                 self._add(AdmittedImage._create(signed, statements[key], receipt))
         self._host.emit(ImageAdmitted(image_ids=tuple(new)))
 
-    def _check(self, new: dict[str, SignedManifest]) -> None:
+    def _require_open(self, new: dict[str, SignedManifest]) -> None:
         if self.sealed:
             raise Conflict(next(iter(new)), "no image can be admitted after the seal")
         if len(self._images) + len(new) > self._config.max_images:
@@ -144,11 +177,23 @@ class Admission:
                 expected=f"at most {self._config.max_images}",
                 actual=len(self._images) + len(new),
             )
+        size_bytes = sum(map(_size_bytes, [*self.signed_images(), *new.values()]))
+        if size_bytes > MAX_IMAGES_BYTES:
+            raise Conflict(
+                next(iter(new)),
+                "all signed manifests together must fit into evidence",
+                expected=f"at most {MAX_IMAGES_BYTES} bytes",
+                actual=size_bytes,
+            )
+
+    def _require_admissible(self, new: dict[str, SignedManifest]) -> None:
         require_admissible([*self.signed_images(), *new.values()])
 
     def _add(self, image: AdmittedImage) -> None:
         self._images[image.image_id] = image
-        self._statements += image.statements
+        if image.statements:
+            self._statements += image.statements
+            self._resolver = None
 
     def _verify(self, manifest: bytes, signature: bytes, certificate_der: bytes) -> SignedManifest:
         return verify_signed_manifest(
@@ -168,6 +213,14 @@ class Admission:
             raise PluginContractError(
                 "delegation_statements", "must answer a tuple of AliasStatement", actual=statements
             )
+        for statement in statements:
+            if (statement.signer, statement.image_id) != (signed.signer, signed.image_id):
+                raise PluginContractError(
+                    "delegation_statements",
+                    "may speak for the image's own signer only",
+                    expected=str(signed.image_id),
+                    actual=str(statement.image_id),
+                )
         return statements
 
     async def seal(self) -> None:
@@ -201,6 +254,13 @@ class Admission:
         """Everything that signers of admitted images vouch for."""
         return self._statements
 
+    @property
+    def resolver(self) -> Resolver:
+        """What delegated layers mean by these statements. Asked for every status, so kept."""
+        if self._resolver is None:
+            self._resolver = Resolver(self._statements)
+        return self._resolver
+
     def named_layers(self) -> frozenset[Digest]:
         """Every layer digest that an admitted image names, pinned or by an alias."""
         named: set[Digest] = set()
@@ -211,3 +271,7 @@ class Admission:
                 target for target, _ in manifest.content_aliases if isinstance(target, Digest)
             )
         return frozenset(named)
+
+
+def _size_bytes(signed: SignedManifest) -> int:
+    return len(signed.manifest_bytes) + len(signed.signature) + len(signed.certificate_der)

@@ -45,13 +45,12 @@ class ProvidersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class MeasurementConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`log_limit_bytes` bounds the records; reaching it refuses loads and new starts."""
 
-    rtmr_index: Annotated[int, msgspec.Meta(ge=2, le=3)] = 3
     extend_timeout_s: Seconds = 10
-    log_limit_bytes: Annotated[int, msgspec.Meta(ge=4096, le=256 * 1024 * 1024)] = 8 * 1024 * 1024
+    log_limit_bytes: Annotated[int, msgspec.Meta(ge=4096, le=16 * 1024 * 1024)] = 8 * 1024 * 1024
 
 
-class GatesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long one gate plugin may think about one event."""
+class HooksConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long one gate, provide or observe hook of one plugin may take."""
 
     timeout_s: Seconds = 10
 
@@ -62,6 +61,12 @@ class AdmissionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_images: Count = 1024
     max_group: Count = 256
     unsafe_allow_sha256: bool = False
+
+
+class LayersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long one layer may take: to be fetched, or from its last byte to being usable."""
+
+    timeout_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
 
 
 class ContainersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,10 +93,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     runtime_dir: str = "/run/acond"
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"
     unsafe_allow_swap: bool = False
+    unsafe_allow_runtime_dir_on_disk: bool = False
     providers: ProvidersConfig = ProvidersConfig()
     measurement: MeasurementConfig = MeasurementConfig()
-    gates: GatesConfig = GatesConfig()
+    hooks: HooksConfig = HooksConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    layers: LayersConfig = LayersConfig()
     containers: ContainersConfig = ContainersConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     plugin: dict[str, dict[str, object]] = {}

@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 import structlog
 import trio
 
 from supervisor.admission import Admission, AdmittedImage
 from supervisor.background import background
 from supervisor.config import ContainersConfig
+from supervisor.container import Container, MeasuredStart
 from supervisor.container_socket import container_socket
 from supervisor.errors import (
     Busy,
@@ -28,22 +28,20 @@ from supervisor.errors import (
     UnknownItem,
 )
 from supervisor.events import ContainerExited, ContainerStarted, ContainerStarting
-from supervisor.formats.delegation import ResolvedLayer, resolve_layers
+from supervisor.formats.delegation import resolve_layers
 from supervisor.formats.environment import resolve_environment
-from supervisor.formats.log_events import LayerDelegation, StartContainerEvent
+from supervisor.formats.log_events import start_container_event
 from supervisor.id_ranges import IdRanges
 from supervisor.layers import Layers
 from supervisor.measurement import Measurement
 from supervisor.operations import ContainerView
 from supervisor.plugin_host import PluginHost
-from supervisor.proofs import StartReceipt, VerifiedLayer
+from supervisor.seam_guard import seam
 from supervisor.seams import (
     ContainerRuntime,
     ContainerSpec,
     ExitStatus,
-    IdMap,
     LayerStore,
-    RunningContainer,
 )
 
 # Each round lost means that a vendor's newer image was admitted meanwhile.
@@ -51,54 +49,12 @@ START_ROUNDS = 8
 # What undoing a container may take before its remains are left to the next start.
 CLEANUP_TIMEOUT_S = 30
 SIGTERM = 15
+# user_namespaces(7): a map has at most 340 lines, and one of them is for id 0.
+MAX_UIDS = 339
 SIGKILL = 9
 
 log = structlog.stdlib.get_logger("supervisor.containers")
 ServeSocket = Callable[[trio.SocketListener, "Container"], Awaitable[None]]
-
-
-class MeasuredStart(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was decided about a start, and the receipt that it is in the log."""
-
-    image: AdmittedImage
-    layers: tuple[VerifiedLayer, ...]
-    receipt: StartReceipt
-
-
-class Container:
-    """One container as the supervisor sees it, also after its end."""
-
-    def __init__(self, container_id: int, start: MeasuredStart, id_map: IdMap) -> None:
-        self.container_id = container_id
-        self.start = start
-        self.id_map = id_map
-        self.running: RunningContainer | None = None
-        self.exit: ExitStatus | None = None
-        self.ended = trio.Event()
-
-    @property
-    def image_id(self) -> str:
-        return self.start.image.image_id
-
-    @property
-    def state(self) -> str:
-        if self.exit is not None:
-            return "exited"
-        return "starting" if self.running is None else "running"
-
-    def view(self) -> ContainerView:
-        """What clients and the status document are shown."""
-        running = self.running if self.state == "running" else None
-        return ContainerView(
-            container_id=self.container_id,
-            image_id=self.image_id,
-            state=self.state,
-            pid=None if running is None else running.pid,
-            exit_code=None if self.exit is None else self.exit.exit_code,
-            signal=None if self.exit is None else self.exit.signal,
-            argv=self.start.receipt.event.argv,
-            start_event_digest_sha384=self.start.receipt.digest_sha384,
-        )
 
 
 class Containers:
@@ -200,6 +156,13 @@ class Containers:
             raise PolicyDenied(image.image_id, "has no entry point: it only lends layers")
         if not manifest.layers:
             raise PolicyDenied(image.image_id, "has an entry point but no layer to run it from")
+        if len(manifest.uids) > MAX_UIDS:
+            raise PolicyDenied(
+                image.image_id,
+                "asks for more ids than a user namespace maps one by one",
+                expected=f"at most {MAX_UIDS}",
+                actual=len(manifest.uids),
+            )
         environment = resolve_environment(manifest.env, requested)
         for _ in range(START_ROUNDS):
             resolved = resolve_layers(manifest.layers, self._admission.statements)
@@ -216,7 +179,11 @@ class Containers:
                 # still be what the log so far resolves to.
                 if resolve_layers(manifest.layers, self._admission.statements) != resolved:
                     continue
-                receipt = await writer.record_container(_log_event(event))
+                receipt = await writer.record_container(
+                    start_container_event(
+                        event.image_id, event.layers, event.argv, event.environment
+                    )
+                )
             return MeasuredStart(image=image, layers=layers, receipt=receipt)
         raise Busy(image.image_id, "its delegated layers keep changing")
 
@@ -229,6 +196,7 @@ class Containers:
             nonlocal started
             started = True
             self._containers[container.container_id] = container
+            container.listed.set()
             self._forget_old()
             task_status.started()
 
@@ -249,12 +217,13 @@ class Containers:
 
     async def _live(self, container: Container, confirm: Callable[[], None]) -> None:
         manifest = container.start.image.signed.manifest
-        rootfs = await self._store.mount(
-            container.start.layers,
-            container_id=container.container_id,
-            id_map=container.id_map,
-            writable=manifest.writable_fs,
-        )
+        with seam(container.image_id, "the layer store's mount"):
+            rootfs = await self._store.mount(
+                container.start.layers,
+                container_id=container.container_id,
+                id_map=container.id_map,
+                writable=manifest.writable_fs,
+            )
         try:
             socket_path = self._socket_dir / f"{container.container_id}.sock"
             with container_socket(socket_path) as listener:
@@ -281,7 +250,8 @@ class Containers:
     async def _run_process(
         self, container: Container, spec: ContainerSpec, confirm: Callable[[], None]
     ) -> None:
-        running = await self._runtime.start(spec, container.start.receipt)
+        with seam(spec.image_id, "the runtime's start"):
+            running = await self._runtime.start(spec, container.start.receipt)
         try:
             container.running = running
             confirm()
@@ -337,7 +307,8 @@ class Containers:
             )
         if container.running is None or container.state != "running":
             raise Conflict(f"container {container_id}", "does not run", actual=container.state)
-        await container.running.signal(abs(signum), whole_group=signum < 0)
+        with seam(f"container {container_id}", "the runtime's signal"):
+            await container.running.signal(abs(signum), whole_group=signum < 0)
 
     async def stop_all(self) -> None:
         """Ask every container to end, and wait for at most `stop_timeout_s`.
@@ -378,28 +349,10 @@ def missing_layers(image: AdmittedImage, admission: Admission, layers: Layers) -
     missing = []
     for reference in image.signed.manifest.layers:
         try:
-            (resolved,) = resolve_layers([reference], admission.statements)
+            resolved = admission.resolver.layer(reference)
         except Refusal:
             missing.append(str(reference))
             continue
         if not layers.has(resolved.digest):
             missing.append(str(resolved.digest))
     return tuple(dict.fromkeys(missing))
-
-
-def _log_event(event: ContainerStarting) -> StartContainerEvent:
-    return StartContainerEvent(
-        image_id=event.image_id,
-        layers=tuple(str(layer.digest) for layer in event.layers),
-        delegations=_delegations(event.layers),
-        argv=event.argv,
-        environment=event.environment,
-    )
-
-
-def _delegations(layers: Sequence[ResolvedLayer]) -> tuple[LayerDelegation, ...]:
-    return tuple(
-        LayerDelegation(index=index, hops=layer.delegation)
-        for index, layer in enumerate(layers)
-        if layer.delegation
-    )

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class PluginContext(msgspec.Struct, frozen=True, kw_only=True):
-    """`runtime_dir` is the plugin's own folder (mode 0700, in RAM, made before use).
+    """`runtime_dir` is the plugin's own folder, in RAM and made before use. Its mode is 0711:
+    others may pass through (a container's root lies below one) but not list it.
 
     `report` tells observers of an event; it never blocks and never raises.
     """

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -23,12 +23,12 @@ from supervisor.config import (
     effective_table,
     read_config,
 )
-from supervisor.errors import Refusal
+from supervisor.errors import ConfigError, Refusal
 from supervisor.events import Event
 from supervisor.formats.log_events import StartEvent, encode_event
-from supervisor.plugin_host import LoadedPlugin, PluginHost, load_plugins
+from supervisor.plugin_host import PluginHost, host_for, load_plugins
+from supervisor.ram import refuse_active_swap, refuse_disk
 from supervisor.service import run_supervisor
-from supervisor.swap import refuse_active_swap
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not config.unsafe_allow_swap:
                 refuse_active_swap()
         plugins = load_plugins(config, report=relay.emit, make_dirs=not inspecting)
-        host = _host(config, plugins)
+        host = host_for(config, plugins)
         relay.host = host
     except Refusal as error:
         print(f"acond: {error}", file=sys.stderr)  # noqa: T201 - the log may not be set up
@@ -95,19 +95,15 @@ class _Relay:
             self.host.emit(event)
 
 
-def _host(config: Config, plugins: Sequence[LoadedPlugin]) -> PluginHost:
-    named = config.providers
-    return PluginHost(
-        plugins,
-        gate_timeout_s=config.gates.timeout_s,
-        providers={field: getattr(named, field) for field in named.__struct_fields__},
-    )
-
-
 def _prepare_runtime_dir(config: Config) -> None:
     path = Path(config.runtime_dir)
-    path.mkdir(mode=0o711, parents=True, exist_ok=True)
-    path.chmod(0o711)
+    try:
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        path.chmod(0o711)
+    except OSError as error:
+        raise ConfigError("$.runtime_dir", "must be a folder of ours", actual=error) from error
+    if not config.unsafe_allow_runtime_dir_on_disk:
+        refuse_disk(path)
 
 
 def _toml(table: dict[str, object]) -> str:
@@ -153,20 +149,26 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 async def _serve_until_signal(config: Config, host: PluginHost) -> None:
-    log = structlog.stdlib.get_logger("supervisor.daemon")
+    serving = trio.CancelScope()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
+        # Outside of what it cancels: a second signal during shutdown, unread, would be
+        # raised again by trio at the end, and kill us after all was done.
+        async with trio.open_nursery() as listening:
+            listening.start_soon(_stop_when_asked, signals, serving)
+            with serving:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(run_supervisor, config, host)
+                    _tell_service_manager("READY=1")
+            listening.cancel_scope.cancel()
 
-            async def stop_when_asked() -> None:
-                async for signum in signals:
-                    log.info("stopping", signal=signal.Signals(signum).name)
-                    _insist(log)
-                    nursery.cancel_scope.cancel()
-                    return
 
-            nursery.start_soon(stop_when_asked)
-            await nursery.start(run_supervisor, config, host)
-            _tell_service_manager("READY=1")
+async def _stop_when_asked(signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
+    log = structlog.stdlib.get_logger("supervisor.daemon")
+    async for signum in signals:
+        log.info("stopping", signal=signal.Signals(signum).name)
+        if not serving.cancel_called:
+            _insist(log)
+            serving.cancel()
 
 
 def _insist(log: structlog.stdlib.BoundLogger) -> None:

@@ -43,13 +43,17 @@ class LoadRefused(msgspec.Struct, frozen=True, kw_only=True, tag="load.refused")
 class LayerFetched(msgspec.Struct, frozen=True, kw_only=True, tag="layer.fetched"):
     """A layer's bytes are stored and hashed; gates judge it before anything parses it.
 
-    `computed` maps hash algorithms to lower-case hex of the bytes as stored.
+    `computed` are pairs of hash algorithm and lower-case hex, of the bytes as stored.
     """
 
     expected: str
-    computed: dict[str, str]
+    computed: tuple[tuple[str, str], ...]
     size_bytes: int
     source: str
+
+    def computed_hex(self, algorithm: str) -> str | None:
+        """The digest that was computed under `algorithm`, if any was."""
+        return dict(self.computed).get(algorithm)
 
 
 class LayerVerified(msgspec.Struct, frozen=True, kw_only=True, tag="layer.verified"):

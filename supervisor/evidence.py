@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import trio
 
 from supervisor.config import EvidenceConfig
-from supervisor.errors import Busy, DeadlineExceeded, MeasurementHalted, RuntimeFailed
+from supervisor.errors import Busy, MeasurementHalted, RuntimeFailed
 from supervisor.events import EvidenceServed
 from supervisor.formats import canonical_json
 from supervisor.formats.digest import sha384
@@ -31,10 +31,13 @@ from supervisor.formats.evidence import (
 )
 from supervisor.formats.merkle import inclusion_proof, root
 from supervisor.formats.quote import parse_quote
+from supervisor.formats.td_body import TdBody
+from supervisor.formats.td_report import body_of_report, parse_td_report
 from supervisor.journal import JournalEntry, attachments_of
 from supervisor.measurement import Measurement
 from supervisor.operations import AconReport
 from supervisor.plugin_host import PluginHost
+from supervisor.seam_guard import deadline, seam
 from supervisor.seams import QuoteSource
 
 REPORT_DATA_BYTES = 64
@@ -78,6 +81,23 @@ class EvidenceMaker:
         when the hardware fails, `MeasurementHalted` when the log cannot be proven.
         """
         self._measurement.require_running()
+        with self._bounded():
+            encoded, quote_s = await self._make(nonce, container, public_key_sha384, user_data)
+        self._host.emit(
+            EvidenceServed(
+                container_id=None if container is None else container.container_id,
+                quote_ms=round(quote_s * 1000),
+            )
+        )
+        return encoded
+
+    async def _make(
+        self,
+        nonce: bytes,
+        container: RequestContainer | None,
+        public_key_sha384: str | None,
+        user_data: bytes | None,
+    ) -> tuple[bytes, float]:
         status = self._status()
         request = EvidenceRequest(
             nonce=nonce.hex(),
@@ -88,8 +108,8 @@ class EvidenceMaker:
         )
         leaves = [request_leaf(request)]
         started = trio.current_time()
-        with self._bounded():
-            quote, prefix = await self._quote(report_data_for(root(leaves)))
+        quote, prefix = await self._quote(report_data_for(root(leaves)))
+        quote_s = trio.current_time() - started
         evidence = Evidence(
             request=request,
             proof=Proof(
@@ -111,14 +131,11 @@ class EvidenceMaker:
             ),
             status=status.decode(),
         )
-        encoded = encode_evidence(evidence)
-        self._host.emit(
-            EvidenceServed(
-                container_id=None if container is None else container.container_id,
-                quote_ms=round((trio.current_time() - started) * 1000),
-            )
-        )
-        return encoded
+        try:
+            return encode_evidence(evidence), quote_s
+        except FormatError as error:
+            # Ours, not the asker's: a verifier could not read it.
+            raise RuntimeFailed("evidence", "cannot be written", actual=error) from error
 
     async def acon_report(self, requestor_nonce: bytes, *, want_quote: bool) -> AconReport:
         """ACON's v1 report (`formats.md` of ACON's REST API): see `Operations.acon_report`."""
@@ -133,24 +150,39 @@ class EvidenceMaker:
         ).decode()
         report_data = sha384(text.encode()).ljust(REPORT_DATA_BYTES, b"\0")
         with self._bounded():
-            if want_quote:
-                data, _ = await self._quote(report_data)
-            else:
-                with self._deadline():
-                    data = await self._quotes.td_report(report_data)
-        lines = tuple(
-            f"{record.domain} {record.operation} {record.content.decode()}"
-            for record in self._measurement.records
+            made = await (self._quote if want_quote else self._td_report)(report_data)
+        data, prefix = made
+        records = self._measurement.records[: len(prefix)]
+        return AconReport(
+            data=data,
+            attestation_data=text,
+            rtmr_index=self._measurement.rtmr_index,
+            log_lines=tuple(
+                f"{record.domain} {record.operation} {record.content.decode()}"
+                for record in records
+            ),
         )
-        return AconReport(data=data, attestation_data=text, log_lines=lines)
 
     async def _quote(self, report_data: bytes) -> tuple[bytes, tuple[JournalEntry, ...]]:
-        with self._deadline():
+        with self._deadline(), seam("quote", "the quote source"):
             raw = await self._quotes.quote(report_data)
         try:
             body = parse_quote(raw).body
         except FormatError as error:
             raise RuntimeFailed("quote", "must be a TDX quote", actual=error) from error
+        return raw, await self._prefix_of(body, report_data)
+
+    async def _td_report(self, report_data: bytes) -> tuple[bytes, tuple[JournalEntry, ...]]:
+        with self._deadline(), seam("TDREPORT", "the quote source"):
+            raw = await self._quotes.td_report(report_data)
+        try:
+            body = body_of_report(parse_td_report(raw), td15=False)
+        except FormatError as error:
+            raise RuntimeFailed("TDREPORT", "must be one", actual=error) from error
+        return raw, await self._prefix_of(body, report_data)
+
+    async def _prefix_of(self, body: TdBody, report_data: bytes) -> tuple[JournalEntry, ...]:
+        """The log that replays to this body's register; refuses another request's body."""
         if body.report_data != report_data:
             raise RuntimeFailed(
                 "quote",
@@ -160,6 +192,10 @@ class EvidenceMaker:
             )
         register = body.rtmrs[self._measurement.rtmr_index]
         prefix = self._measurement.prefix_for(register)
+        if prefix is None:
+            # Taken between an extension and its entry in memory: that entry is on its way.
+            await self._measurement.settled()
+            prefix = self._measurement.prefix_for(register)
         self._measurement.require_running()
         if prefix is None:
             raise MeasurementHalted(
@@ -168,17 +204,12 @@ class EvidenceMaker:
                 expected=self._measurement.register.hex(),
                 actual=register.hex(),
             )
-        return raw, prefix
+        return prefix
 
     @contextmanager
     def _deadline(self) -> Iterator[None]:
-        try:
-            with trio.fail_after(self._config.quote_timeout_s):
-                yield
-        except trio.TooSlowError as error:
-            raise DeadlineExceeded(
-                "quote", "must arrive in time", expected=f"{self._config.quote_timeout_s} s"
-            ) from error
+        with deadline("quote", "must arrive in time", self._config.quote_timeout_s):
+            yield
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """What this supervisor is made of: the components that the first log entry names.
 
 A component's digest covers every file of its import package as installed, whatever
-its name, except bytecode caches (Python rewrites those). Interpreter and libraries
+its name, except bytecode caches (Python rewrites those; a `.pyc` anywhere else is a
+program without source, and counts). Interpreter and libraries
 below are the base image's business and are measured with it (docs/deploy).
 """
 
@@ -10,13 +11,17 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
 import sys
 from pathlib import Path
 
-from supervisor.errors import ConfigError
+from supervisor.errors import ConfigError, PluginContractError
 from supervisor.formats.log_events import Component
 
 OWN_DISTRIBUTION = "attested-containers"
+CACHE_FOLDER = "__pycache__"
+# PEP 3147 and 488: the tag keeps it from being imported without its source.
+_CACHE_NAME = re.compile(r"[^.]+\.[^.]+(\.opt-[A-Za-z0-9]+)?\.pyc")
 
 
 def own_component() -> Component:
@@ -31,13 +36,26 @@ def own_component() -> Component:
 
 
 def plugin_component(
-    name: str, plugin_class: type, distribution: importlib.metadata.Distribution
+    name: str,
+    entry_module: str,
+    plugin_class: type,
+    distribution: importlib.metadata.Distribution,
 ) -> Component:
-    """A plugin: its folder for one of ours, its whole top-level package for another's."""
+    """A plugin: its folder for one of ours, its whole top-level package for another's.
+
+    Measured is the package that the entry point names, since that is what was run; where
+    a class says that it comes from is the class's own word. Raises `PluginContractError`
+    for a class of another package, which would run unmeasured.
+    """
+    package, own = _package_name(entry_module), _package_name(plugin_class.__module__)
+    if own != package:
+        raise PluginContractError(
+            name, "its class must be of the package that is measured", expected=package, actual=own
+        )
     return Component(
         name=name,
         version=distribution.version,
-        digest_sha384=package_digest_sha384(_package_root(plugin_class.__module__, name)),
+        digest_sha384=package_digest_sha384(_package_root(package, name)),
         role="plugin",
         distribution=distribution.metadata["Name"],
     )
@@ -48,13 +66,22 @@ def package_digest_sha384(root: Path) -> str:
 
     PATH is relative to `root` with `/`; KIND is `f` (content hashed) or `l` (link text
     hashed). `root` may be a single module file. Raises `ConfigError` for an unreadable
-    file or one that is neither a file nor a link.
+    file, one that is neither a file nor a link, and a link out of `root`: what lies
+    behind it could be changed, and would run, without another digest.
     """
     total = hashlib.sha384()
+    inside = root.resolve()
     entries = [(b"", root)] if root.is_file() else sorted(_files(root))
     for relative, path in entries:
         try:
             if path.is_symlink():
+                if not path.resolve().is_relative_to(inside):
+                    raise ConfigError(
+                        str(path),
+                        "a link must lead to what is measured with it",
+                        expected=f"a path in {inside}",
+                        actual=path.resolve(),
+                    )
                 kind, digest = b"l", hashlib.sha384(os.fsencode(path.readlink())).hexdigest()
             elif path.is_file():
                 kind, digest = b"f", _file_digest(path)
@@ -69,10 +96,10 @@ def package_digest_sha384(root: Path) -> str:
 def _files(root: Path) -> list[tuple[bytes, Path]]:
     found = []
     for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if name != "__pycache__"]
         links = [name for name in names if Path(folder, name).is_symlink()]
+        is_cache = Path(folder).name == CACHE_FOLDER
         for name in files + links:
-            if not name.endswith(".pyc"):
+            if not (is_cache and _CACHE_NAME.fullmatch(name)):
                 path = Path(folder, name)
                 found.append((os.fsencode(path.relative_to(root).as_posix()), path))
     return found
@@ -83,10 +110,13 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha384").hexdigest()
 
 
-def _package_root(module_name: str, plugin_name: str) -> Path:
+def _package_name(module_name: str) -> str:
     parts = module_name.split(".")
     # `plugins` is a shared folder of ours: each plugin is one component of its own.
-    package = ".".join(parts[:2]) if parts[0] == "plugins" else parts[0]
+    return ".".join(parts[:2]) if parts[0] == "plugins" else parts[0]
+
+
+def _package_root(package: str, plugin_name: str) -> Path:
     module = sys.modules[package]
     if module.__file__ is None:
         raise ConfigError(plugin_name, "a plugin's package must have files", actual=package)

@@ -107,6 +107,13 @@ class Journal:
         `MeasurementHalted` when even that is not certain.
         """
         payload = msgspec.msgpack.encode(entry)
+        if len(payload) > MAX_ENTRY_BYTES:
+            raise RuntimeFailed(
+                str(self._path),
+                "takes entries of a bounded size",
+                expected=f"at most {MAX_ENTRY_BYTES} bytes",
+                actual=len(payload),
+            )
         frame = _FRAME.pack(len(payload), hashlib.sha384(payload).digest()[:8]) + payload
         start = self._ends[-1]
         try:
@@ -138,7 +145,7 @@ class Journal:
         for number in range(1, 10_000):
             aside = self._path.with_name(f"{self._path.name}.old-{number}")
             try:
-                with aside.open("xb") as copy:
+                with open(aside, "xb", opener=_private) as copy:
                     offset = 0
                     while chunk := os.pread(self._descriptor, 1 << 20, offset):
                         copy.write(chunk)
@@ -165,6 +172,10 @@ class Journal:
             written = os.pwrite(self._descriptor, view, offset)
             offset += written
             view = view[written:]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _read_entry(data: bytearray, offset: int) -> tuple[JournalEntry, int] | None:

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import trio
 
+from supervisor.config import LayersConfig
 from supervisor.errors import Conflict, DigestMismatch, Refusal, RuntimeFailed, UnknownItem
 from supervisor.events import LayerFetched, LayerVerified, LoadRefused
 from supervisor.formats.digest import Digest
 from supervisor.plugin_host import PluginHost
 from supervisor.proofs import StoredLayer, VerifiedLayer
+from supervisor.seam_guard import deadline, seam
 from supervisor.seams import LayerStore, LayerUpload, OciBlob
 
 # Cleaning up after a refusal must not hold a cancelled caller for ever.
@@ -26,8 +28,13 @@ class Layers:
     """
 
     def __init__(
-        self, store: LayerStore, host: PluginHost, named: Callable[[], frozenset[Digest]]
+        self,
+        store: LayerStore,
+        host: PluginHost,
+        config: LayersConfig,
+        named: Callable[[], frozenset[Digest]],
     ) -> None:
+        self._timeout_s = config.timeout_s
         self._store = store
         self._host = host
         self._named = named
@@ -52,21 +59,22 @@ class Layers:
 
     async def begin_upload(self, expected: Digest, *, size_bytes: int | None) -> LayerUpload:
         """Raises `UnknownItem` for a layer that nobody named, `Conflict` if it is here."""
-        self._require_named(expected)
-        if expected in self._verified:
-            raise Conflict(str(expected), "is already here, verified")
-        return await self._store.upload(expected, size_bytes=size_bytes)
+        with self._told():
+            self._require_named(expected)
+            if expected in self._verified:
+                raise Conflict(str(expected), "is already here, verified")
+            with self._bounded(expected), seam(str(expected), "the layer store's upload"):
+                return await self._store.upload(expected, size_bytes=size_bytes)
 
     async def finish_upload(self, expected: Digest, upload: LayerUpload) -> None:
         """Verify uploaded bytes; frees them when they are wrong or when cancelled."""
         try:
-            with self._arrival(expected):
+            with self._told(), self._bounded(expected), self._arrival(expected):
                 if expected in self._verified:
                     raise Conflict(str(expected), "was delivered twice; the first is kept")
-                await self._accept(expected, await upload.finish())
-        except Refusal as error:
-            self._refused(error)
-            raise
+                with seam(str(expected), "the layer store's finish"):
+                    stored = await upload.finish()
+                await self._accept(expected, stored)
         finally:
             # After a successful finish this is a no-op by contract.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEANUP_TIMEOUT_S):
@@ -77,18 +85,17 @@ class Layers:
 
         When the first caller is cancelled, the second one fetches itself.
         """
-        self._require_named(expected)
-        while expected not in self._verified:
-            coming = self._coming.get(expected)
-            if coming is not None:
-                await coming.wait()
-                continue
-            try:
+        with self._told(), self._bounded(expected):
+            self._require_named(expected)
+            while expected not in self._verified:
+                coming = self._coming.get(expected)
+                if coming is not None:
+                    await coming.wait()
+                    continue
                 with self._arrival(expected):
-                    await self._accept(expected, await self._store.fetch(expected, source))
-            except Refusal as error:
-                self._refused(error)
-                raise
+                    with seam(str(expected), "the layer store's fetch"):
+                        stored = await self._store.fetch(expected, source)
+                    await self._accept(expected, stored)
 
     @contextmanager
     def _arrival(self, expected: Digest) -> Iterator[None]:
@@ -117,14 +124,15 @@ class Layers:
                 )
             event = LayerFetched(
                 expected=str(expected),
-                computed=stored.computed,
+                computed=tuple(sorted(stored.computed.items())),
                 size_bytes=stored.size_bytes,
                 source=stored.source,
             )
             self._host.emit(event)
             await self._host.judge("verify_layer", event, item=str(expected))
             layer: VerifiedLayer = VerifiedLayer._create(stored)
-            await self._store.prepare(layer)
+            with seam(str(expected), "the layer store's prepare"):
+                await self._store.prepare(layer)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEANUP_TIMEOUT_S):
                 await self._store.discard(stored)
@@ -136,5 +144,16 @@ class Layers:
         if expected not in self._named():
             raise UnknownItem(str(expected), "no admitted image names this layer")
 
-    def _refused(self, error: Refusal) -> None:
-        self._host.emit(LoadRefused(item=error.item, rule=error.rule, message=str(error)))
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Observers hear of every refusal."""
+        try:
+            yield
+        except Refusal as error:
+            self._host.emit(LoadRefused(item=error.item, rule=error.rule, message=str(error)))
+            raise
+
+    @contextmanager
+    def _bounded(self, expected: Digest) -> Iterator[None]:
+        with deadline(str(expected), "must be here in time (layers.timeout_s)", self._timeout_s):
+            yield

@@ -49,6 +49,8 @@ from supervisor.proofs import AdmissionReceipt, Receipt, SealReceipt, StartRecei
 from supervisor.seams import Registers
 
 T = TypeVar("T")
+# RTMR[0] to RTMR[2] are firmware's, the boot loader's and the kernel's.
+RTMR_INDEX = 3
 log = structlog.stdlib.get_logger("supervisor.measurement")
 
 
@@ -105,7 +107,7 @@ class Measurement:
         try:
             await self._in_thread(self._recover)
         except Refusal as error:
-            self._halt(str(error))
+            self.halt(str(error))
 
     def _recover(self) -> None:
         live = self._read_registers()
@@ -246,13 +248,13 @@ class Measurement:
             except RuntimeFailed:
                 raise  # the journal took nothing, so nothing was extended
             except MeasurementHalted as error:
-                self._halt(str(error))
+                self.halt(str(error))
                 raise
             except Exception as error:
-                self._halt(repr(error))
+                self.halt(repr(error))
                 raise MeasurementHalted("measurement", "failed", actual=repr(error)) from error
         reason = f"no answer from the register within {self._extend_timeout_s:g} s"
-        self._halt(reason)
+        self.halt(reason)
         raise MeasurementHalted("measurement", "has halted", actual=reason)
 
     def _remember(self, record: LogRecord) -> None:
@@ -264,7 +266,8 @@ class Measurement:
         if record.operation == "Start":
             self._last_start = record.content
 
-    def _halt(self, reason: str) -> None:
+    def halt(self, reason: str) -> None:
+        """Measure nothing more and give no evidence, for good; the first reason is kept."""
         if self.halted is None:
             self.halted = reason
             log.error("measurement halted", reason=reason)
@@ -294,6 +297,11 @@ class Measurement:
     def entries(self) -> tuple[JournalEntry, ...]:
         """The journal's entries, with their attachments."""
         return tuple(self._journal.entries)
+
+    async def settled(self) -> None:
+        """Until no record is being written: a register may be ahead of the log in between."""
+        async with self._lock:
+            pass
 
     def prefix_for(self, register: bytes) -> tuple[JournalEntry, ...] | None:
         """The entries that replay to this register value, or None."""

@@ -59,6 +59,7 @@ class AconReport(msgspec.Struct, frozen=True, kw_only=True):
 
     data: bytes
     attestation_data: str
+    rtmr_index: int
     log_lines: tuple[str, ...]
 
 

@@ -41,8 +41,9 @@ def check_plugin_class(name: str, plugin_class: object) -> type[msgspec.Struct]:
 
 def check_implementations(name: str, plugin: object) -> None:
     """Refuse unknown hooks, wrong colours, wrappers, orderings and defaulted arguments."""
-    for attribute in dir(type(plugin)):
-        function = getattr(plugin, attribute)
+    # `dir(plugin)`, as pluggy: a hook set on the instance is a hook.
+    for attribute in dir(plugin):
+        function = getattr(plugin, attribute, None)
         options = getattr(function, f"{PROJECT}_impl", None)
         kind = hook_kind(attribute)
         if options is None:

@@ -100,7 +100,10 @@ def _load(
     runtime_dir = Path(config.runtime_dir, "plugins", name)
     if make_dirs:
         # Others may pass through (a container's root lies below) but not list.
-        runtime_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        try:
+            runtime_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("$.runtime_dir", "must be writable", actual=error) from error
     context = PluginContext(
         name=name,
         runtime_dir=runtime_dir,
@@ -115,8 +118,18 @@ def _load(
         raise PluginContractError(name, "must be constructible", actual=repr(error)) from error
     if point.dist is None:
         raise PluginContractError(name, "must belong to an installed distribution")
-    component = plugin_component(name, plugin_class, point.dist)
+    component = plugin_component(name, point.module, plugin_class, point.dist)
     return LoadedPlugin(name=name, plugin=plugin, config=table, component=component)
+
+
+def host_for(config: Config, plugins: Sequence[LoadedPlugin]) -> PluginHost:
+    """The host of these plugins, as the configuration bounds and names them."""
+    named = config.providers
+    return PluginHost(
+        plugins,
+        hook_timeout_s=config.hooks.timeout_s,
+        providers={hook: getattr(named, hook) for hook in named.__struct_fields__},
+    )
 
 
 class PluginHost:
@@ -130,10 +143,10 @@ class PluginHost:
         self,
         plugins: Sequence[LoadedPlugin],
         *,
-        gate_timeout_s: float = 10,
+        hook_timeout_s: float = 10,
         providers: Mapping[str, str | None] | None = None,
     ) -> None:
-        self._gate_timeout_s = gate_timeout_s
+        self._hook_timeout_s = hook_timeout_s
         self.components = (own_component(), *(plugin.component for plugin in plugins))
         self.configs = {plugin.name: plugin.config for plugin in plugins}
         self.lost_events: Counter[str] = Counter()
@@ -141,8 +154,13 @@ class PluginHost:
         manager.add_hookspecs(Hooks)
         for loaded in plugins:
             plugin_contract.check_implementations(loaded.name, loaded.plugin)
-            manager.register(loaded.plugin, name=loaded.name)
-        manager.check_pending()
+            try:
+                manager.register(loaded.plugin, name=loaded.name)
+                manager.check_pending()
+            except pluggy.PluginValidationError as error:
+                raise PluginContractError(
+                    loaded.name, "is no valid plugin", actual=error
+                ) from error
         order = {plugin.name: place for place, plugin in enumerate(plugins)}
         self._implementations: dict[str, tuple[Implementation, ...]] = {}
         for hook in plugin_contract.hook_names():
@@ -153,6 +171,13 @@ class PluginHost:
             )
         self._providers = dict(providers or {})
         self._check_providers()
+        voices = [plugin for plugin, _, _ in self._implementations["serve_container"]]
+        if len(voices) > 1:
+            raise ConfigError(
+                "$.plugins.order",
+                "at most one plugin may serve the containers' sockets (serve_container)",
+                actual=", ".join(voices),
+            )
         self._observers = {
             plugin: trio.open_memory_channel[Event](OBSERVER_BUFFER)
             for plugin, _, _ in self._implementations["observe"]
@@ -172,7 +197,7 @@ class PluginHost:
         """
         for plugin, function, names in self._implementations[hook]:
             answer: object
-            with trio.move_on_after(self._gate_timeout_s) as scope:
+            with trio.move_on_after(self._hook_timeout_s) as scope:
                 try:
                     answer = await function(event) if names else await function()
                 except Exception as error:
@@ -180,7 +205,7 @@ class PluginHost:
             # `cancel_called`, not a timeout exception: a plugin that swallows Cancelled
             # would otherwise still have its late Allow counted.
             if scope.cancel_called:
-                answer = self._failed(plugin, hook, f"no answer in {self._gate_timeout_s:g} s")
+                answer = self._failed(plugin, hook, f"no answer in {self._hook_timeout_s:g} s")
             elif not isinstance(answer, Allow | Deny):
                 answer = self._failed(plugin, hook, f"not a verdict: {type(answer).__name__}")
             if isinstance(answer, Deny):
@@ -204,12 +229,12 @@ class PluginHost:
             raise ConfigError("$.plugins.order", f"no configured plugin provides {hook}")
         plugin, function, names = implementation
         try:
-            with trio.fail_after(self._gate_timeout_s):
+            with trio.fail_after(self._hook_timeout_s):
                 return await function(*arguments[: len(names)])
         except trio.TooSlowError as error:
             self._failed(plugin, hook, "no answer in time")
             raise DeadlineExceeded(
-                plugin, f"{hook} must answer", expected=f"within {self._gate_timeout_s:g} s"
+                plugin, f"{hook} must answer", expected=f"within {self._hook_timeout_s:g} s"
             ) from error
         except Refusal:
             raise
@@ -244,6 +269,8 @@ class PluginHost:
             try:
                 sender.send_nowait(event)
             except trio.WouldBlock:
+                if not self.lost_events[plugin]:
+                    log.warning("an observer is too slow and loses events", plugin=plugin)
                 self.lost_events[plugin] += 1
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 pass
@@ -259,6 +286,8 @@ class PluginHost:
         """No more events: observers get what is buffered, then `observe_forever` returns."""
         for sender, _ in self._observers.values():
             sender.close()
+        if self.lost_events:
+            log.warning("events lost by observers", lost=dict(self.lost_events))
 
     async def _observe(
         self,
@@ -269,13 +298,13 @@ class PluginHost:
     ) -> None:
         async with receiver:
             async for event in receiver:
-                with trio.move_on_after(self._gate_timeout_s) as scope:
+                with trio.move_on_after(self._hook_timeout_s) as scope:
                     try:
                         await (function(event) if wants_event else function())
                     except Exception as error:
                         self._failed(plugin, "observe", f"{type(error).__name__}: {error}")
                 if scope.cancel_called:
-                    self._failed(plugin, "observe", f"hung for {self._gate_timeout_s:g} s")
+                    self._failed(plugin, "observe", f"hung for {self._hook_timeout_s:g} s")
 
     def _failed(self, plugin: str, hook: str, reason: str) -> Deny:
         log.warning("hook failed", plugin=plugin, hook=hook, reason=reason)

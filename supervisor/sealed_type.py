@@ -18,4 +18,4 @@ class SealedType(type):
         raise TypeError(f"{cls.__name__} is made by the stage that verifies it, and by no one else")
 
     def _create(cls: type[T], *args: Any, **kwargs: Any) -> T:
-        return type.__call__(cls, *args, **kwargs)  # type: ignore[no-any-return]
+        return type.__call__(cls, *args, **kwargs)  # type: ignore[no-any-return]  # type's own call is untyped

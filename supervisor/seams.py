@@ -8,9 +8,8 @@ and leave nothing behind when cancelled.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -18,6 +17,7 @@ from supervisor.formats.digest import Digest
 from supervisor.proofs import StartReceipt, StoredLayer, VerifiedLayer
 
 
+@runtime_checkable
 class Registers(Protocol):
     """One runtime measurement register of a TD. Synchronous: called in one worker thread."""
 
@@ -31,6 +31,7 @@ class Registers(Protocol):
         """
 
 
+@runtime_checkable
 class QuoteSource(Protocol):
     """Makes quotes of this TD."""
 
@@ -94,6 +95,7 @@ class Rootfs(Protocol):
         """Unmount and free. Idempotent, never raises, shielded inside."""
 
 
+@runtime_checkable
 class LayerStore(Protocol):
     """Keeps layers' bytes out of everybody's reach, and mounts them."""
 
@@ -169,6 +171,7 @@ class RunningContainer(Protocol):
         """Kill what is left, remove cgroup and runtime state. Idempotent, bounded, never raises."""
 
 
+@runtime_checkable
 class ContainerRuntime(Protocol):
     """Runs containers with a real OCI runtime."""
 
@@ -177,9 +180,3 @@ class ContainerRuntime(Protocol):
 
         When it raises or is cancelled nothing of the container is left.
         """
-
-
-class AsyncBytes(Protocol):
-    """A stream of chunks, as request bodies come."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...

@@ -12,15 +12,16 @@ import functools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import cast
+from typing import TypeVar
 
 import structlog
 import trio
 
 from supervisor.admission import Admission
 from supervisor.config import Config, config_digest_sha384, effective_config
-from supervisor.containers import Container, Containers, missing_layers
-from supervisor.errors import ConfigError
+from supervisor.container import Container
+from supervisor.containers import Containers, missing_layers
+from supervisor.errors import ConfigError, PluginContractError, Refusal
 from supervisor.events import MeasurementStopped
 from supervisor.evidence import EvidenceMaker
 from supervisor.formats.digest import Digest
@@ -29,7 +30,7 @@ from supervisor.formats.log_events import StartEvent
 from supervisor.formats.status import ContainerStatus, ImageStatus, Status, encode_status
 from supervisor.journal import Journal
 from supervisor.layers import Layers
-from supervisor.measurement import Measurement, RunBlocking, in_worker_thread
+from supervisor.measurement import RTMR_INDEX, Measurement, RunBlocking, in_worker_thread
 from supervisor.operations import (
     AconReport,
     AdmissionResult,
@@ -39,6 +40,7 @@ from supervisor.operations import (
 )
 from supervisor.ordered_tasks import container_tasks, observers, plugin_task
 from supervisor.plugin_host import PluginHost
+from supervisor.seam_guard import deadline, seam
 from supervisor.seams import (
     ContainerRuntime,
     LayerStore,
@@ -48,7 +50,8 @@ from supervisor.seams import (
     Registers,
 )
 
-# How long a plugin may take to clean up before it is abandoned.
+T = TypeVar("T")
+# How long a plugin may take to clean up before that is said; acond itself ends soon after.
 LIFESPAN_STOP_TIMEOUT_S = 30
 LIFESPAN_START_TIMEOUT_S = 60
 
@@ -186,6 +189,9 @@ class ContainerVoice:
     async def evidence(
         self, nonce: bytes, *, public_key_sha384: str | None, user_data: bytes | None
     ) -> bytes:
+        # A program may ask before the runtime has reported it: evidence whose status lacked
+        # the asker would never verify. If the start fails its socket closes, and this with it.
+        await self._container.listed.wait()
         return await self._evidence.make(
             nonce,
             container=RequestContainer(
@@ -217,7 +223,8 @@ async def run_supervisor(
                 plugin_task(plugin, function, LIFESPAN_START_TIMEOUT_S, LIFESPAN_STOP_TIMEOUT_S)
             )
         await stack.enter_async_context(observers(host))
-        measurement = _open_measurement(config, host, run_blocking)
+        registers = await _registers(config, host, run_blocking)
+        measurement = _open_measurement(config, host, registers, run_blocking)
         stack.callback(measurement.close)
         await _begin_measurement(measurement, host, effective)
         service = await _assemble(config, host, measurement, effective)
@@ -250,17 +257,34 @@ class _Service:
         self.containers = containers
 
 
-def _open_measurement(config: Config, host: PluginHost, run_blocking: RunBlocking) -> Measurement:
-    registers = [
-        (plugin, cast(Registers, function(config.measurement.rtmr_index)))
-        for plugin, function, _ in host.implementations("registers")
-    ]
-    if not registers:
+async def _registers(
+    config: Config, host: PluginHost, run_blocking: RunBlocking
+) -> list[tuple[str, Registers]]:
+    """Every plugin's register, asked for where it will be used: in a worker thread."""
+    limiter = trio.CapacityLimiter(1)
+    found = []
+    for plugin, function, _ in host.implementations("registers"):
+        with (
+            deadline(plugin, "registers must answer", config.measurement.extend_timeout_s),
+            seam(plugin, "registers"),
+        ):
+            ask = functools.partial(function, RTMR_INDEX)
+            found.append((plugin, _require_seam(await run_blocking(ask, limiter), Registers)))
+    if not found:
         raise ConfigError("$.plugins.order", "no configured plugin offers a register (registers)")
+    return found
+
+
+def _open_measurement(
+    config: Config,
+    host: PluginHost,
+    registers: Sequence[tuple[str, Registers]],
+    run_blocking: RunBlocking,
+) -> Measurement:
     return Measurement(
         registers,
         Journal.open(Path(config.runtime_dir, "journal")),
-        rtmr_index=config.measurement.rtmr_index,
+        rtmr_index=RTMR_INDEX,
         extend_timeout_s=config.measurement.extend_timeout_s,
         log_limit_bytes=config.measurement.log_limit_bytes,
         run_blocking=run_blocking,
@@ -285,15 +309,18 @@ async def _begin_measurement(measurement: Measurement, host: PluginHost, effecti
 async def _assemble(
     config: Config, host: PluginHost, measurement: Measurement, effective: str
 ) -> _Service:
-    quotes = cast(QuoteSource, await host.provide("quote_source"))
-    store = cast(LayerStore, await host.provide("layer_store"))
-    runtime = cast(ContainerRuntime, await host.provide("container_runtime"))
+    quotes = await _provided(host, "quote_source", QuoteSource)
+    store = await _provided(host, "layer_store", LayerStore)
+    runtime = await _provided(host, "container_runtime", ContainerRuntime)
     admission = Admission(measurement, host, config.admission)
     if measurement.halted is None:
-        await admission.restore(measurement.entries())
-    layers = Layers(store, host, admission.named_layers)
-    with trio.fail_after(config.evidence.quote_timeout_s):
-        boot_log = await quotes.boot_event_log()
+        try:
+            await admission.restore(measurement.entries())
+        except Refusal as error:
+            # Log and register agree, but not what may run: serve the status, and nothing else.
+            measurement.halt(str(error))
+    layers = Layers(store, host, config.layers, admission.named_layers)
+    boot_log = await _boot_log(quotes, config.evidence.quote_timeout_s)
     socket_dir = _make_socket_dir(config)
     serve = host.implementations("serve_container")
 
@@ -333,6 +360,28 @@ async def _assemble(
         evidence=evidence,
     )
     return _Service(supervisor, containers)
+
+
+async def _boot_log(quotes: QuoteSource, timeout_s: float) -> bytes | None:
+    item = "boot event log"
+    with deadline(item, "must be read in time", timeout_s), seam(item, "reading it"):
+        return await quotes.boot_event_log()
+
+
+async def _provided(host: PluginHost, hook: str, seam_type: type[T]) -> T:
+    return _require_seam(await host.provide(hook), seam_type)
+
+
+def _require_seam(provided: object, seam_type: type[T]) -> T:
+    """The object, if it has the seam's methods; else `PluginContractError`."""
+    if not isinstance(provided, seam_type):
+        raise PluginContractError(
+            seam_type.__name__,
+            "must have the seam's methods",
+            expected=seam_type.__name__,
+            actual=type(provided).__name__,
+        )
+    return provided
 
 
 def _make_socket_dir(config: Config) -> Path:

@@ -226,6 +226,7 @@ class FakeOperations:
         return AconReport(
             data=b"\x01\xff" if want_quote else b"\x02",
             attestation_data="{}",
+            rtmr_index=3,
             log_lines=("line one", "line two"),
         )
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from supervisor.formats.delegation import AliasStatement, resolve_layers, statements_of
+from supervisor.formats.delegation import (
+    AliasStatement,
+    ResolvedLayer,
+    resolve_layers,
+    statements_of,
+)
 from supervisor.formats.environment import resolve_environment
 from supervisor.formats.errors import Untrusted
-from supervisor.formats.log_events import AdmitImagesEvent, LayerDelegation, StartContainerEvent
+from supervisor.formats.log_events import (
+    AdmitImagesEvent,
+    LayerDelegation,
+    StartContainerEvent,
+    start_container_event,
+)
 from supervisor.formats.signature import SignedManifest
 from verifier.images import ImageSet
 from verifier.log_check import LOG_ANCHOR
@@ -15,6 +25,7 @@ from verifier.log_reading import LogEntry, SupervisorLog
 from verifier.verdict import Check, equal, group, judge, unmade
 
 _MANIFEST = "the signed manifest, and the statements admitted before this start"
+_Resolved = tuple[ResolvedLayer, ...] | Untrusted
 
 
 def check_starts(log: SupervisorLog, images: ImageSet) -> Check:
@@ -22,13 +33,20 @@ def check_starts(log: SupervisorLog, images: ImageSet) -> Check:
     id, title = "starts", "What was started is what the signed manifests say"
     checks = []
     statements: list[AliasStatement] = []
+    # One image is started many times; what its layers are changes only with the statements.
+    known: dict[str, _Resolved] = {}
     for entry in log.entries:
         match entry.event:
             case AdmitImagesEvent(image_ids=image_ids):
                 for signed in images.of(image_ids):
                     statements += statements_of(signed)
+                known.clear()
             case StartContainerEvent() as event:
-                checks.append(_start(entry, event, images.get(event.image_id), statements))
+                signed_or_none = images.get(event.image_id)
+                if signed_or_none is not None and event.image_id not in known:
+                    known[event.image_id] = _resolved(signed_or_none, statements)
+                resolved = known.get(event.image_id)
+                checks.append(_start(entry, event, signed_or_none, resolved))
     if not checks:
         return judge(
             id,
@@ -41,14 +59,21 @@ def check_starts(log: SupervisorLog, images: ImageSet) -> Check:
     return group(id, title, checks)
 
 
+def _resolved(signed: SignedManifest, statements: Sequence[AliasStatement]) -> _Resolved:
+    try:
+        return resolve_layers(signed.manifest.layers, statements)
+    except Untrusted as error:
+        return error
+
+
 def _start(
     entry: LogEntry,
     event: StartContainerEvent,
     signed: SignedManifest | None,
-    statements: Sequence[AliasStatement],
+    resolved: _Resolved | None,
 ) -> Check:
     title = f"Record {entry.position} starts {event.image_id} as its manifest says"
-    if signed is None:
+    if signed is None or resolved is None:
         return unmade(
             "starts.container",
             title,
@@ -60,7 +85,7 @@ def _start(
         "starts.container",
         title,
         [
-            *_layers(event, signed, statements),
+            *_layers(event, resolved),
             equal(
                 "starts.arguments",
                 "The program and its arguments are the manifest's entry point",
@@ -73,40 +98,32 @@ def _start(
     )
 
 
-def _layers(
-    event: StartContainerEvent, signed: SignedManifest, statements: Sequence[AliasStatement]
-) -> list[Check]:
+def _layers(event: StartContainerEvent, resolved: _Resolved) -> list[Check]:
     title = "Each layer is the one that the manifest, and those it delegates to, say"
-    try:
-        resolved = resolve_layers(signed.manifest.layers, statements)
-    except Untrusted as error:
+    if isinstance(resolved, Untrusted):
         return [
             judge(
                 "starts.layers",
                 title,
                 holds=False,
-                expected=f"{error.item}: {error.rule}",
+                expected=f"{resolved.item}: {resolved.rule}",
                 actual=_listed(event.layers),
                 anchor=_MANIFEST,
             )
         ]
-    delegations = tuple(
-        LayerDelegation(index=index, hops=layer.delegation)
-        for index, layer in enumerate(resolved)
-        if layer.delegation
-    )
+    expected = start_container_event(event.image_id, resolved, event.argv, event.environment)
     return [
         equal(
             "starts.layers",
             title,
-            expected=_listed([str(layer.digest) for layer in resolved]),
+            expected=_listed(expected.layers),
             actual=_listed(event.layers),
             anchor=_MANIFEST,
         ),
         equal(
             "starts.delegations",
             "Each delegated layer was left to whom, and by what statement, the log says",
-            expected=_delegated(delegations),
+            expected=_delegated(expected.delegations),
             actual=_delegated(event.delegations),
             anchor=_MANIFEST,
         ),

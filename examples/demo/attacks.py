@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,12 +68,16 @@ class Attacks:
             return
         raise SceneFailed(f"{tried}: was not refused")
 
-    def exposed(self, tried: str, checks: set[str], failed: list[str]) -> None:
-        """The verdict must fail, and by one of these checks."""
-        named = [each for each in failed if any(each.startswith(check) for check in checks)]
-        if not named:
-            raise SceneFailed(f"{tried}: one of {sorted(checks)} was to fail; failed: {failed}")
-        self._line(tried, f"verdict FAILED by {', '.join(sorted(set(named)))}")
+    def exposed(
+        self, tried: str, checks: set[str], failed: dict[str, str], naming: str = ""
+    ) -> None:
+        """The verdict must fail by exactly these checks, one of them naming the culprit."""
+        if set(failed) != checks:
+            raise SceneFailed(f"{tried}: {sorted(checks)} were to fail; failed: {sorted(failed)}")
+        if not any(naming in text for text in failed.values()):
+            raise SceneFailed(f"{tried}: no failed check names {naming}: {failed}")
+        named = f", naming {naming[:40]}" if naming else ""
+        self._line(tried, f"verdict FAILED by {', '.join(sorted(checks))}{named}")
 
     def _line(self, tried: str, happened: str) -> None:
         self.count += 1
@@ -136,12 +140,14 @@ class Attacks:
             {"request.nonce"},
             failed(evidence, fresh_nonce(), *key),
         )
-        for what, change in (("dropped from", _drop_event), ("moved in", _swap_events)):
-            altered = self._altered(evidence, change, f"event-{what.split()[0]}")
-            self.exposed(f"an event {what} the log", {"log."}, failed(altered, nonce, *key))
+        dropped = self._altered(evidence, _drop_event, "event-dropped")
+        checks = {"log.replay", "log.sealed", "status.sealed"}
+        self.exposed("an event dropped from the log", checks, failed(dropped, nonce, *key))
+        moved = self._altered(evidence, _swap_events, "event-moved")
+        self.exposed("an event moved in the log", {"log.replay"}, failed(moved, nonce, *key))
         self.exposed(
             "a simulator's quote shown to one who trusts only Intel",
-            {"quote."},
+            {"quote.chain", "quote.trust_anchor"},
             failed(evidence, nonce, *key, simulated=False),
         )
         with _proxy(self.stage.out / "keys"):
@@ -149,7 +155,7 @@ class Attacks:
             proxied = self.relying_party.evidence_over(channel, nonce, "proxied")
             found = failed(proxied, nonce, *self.relying_party.speaking(channel))
             channel.close()
-        self.exposed("a proxy with its own key before the gateway", {"request."}, found)
+        self.exposed("a proxy with its own key before the gateway", {"request.key"}, found)
 
     def _altered(self, evidence: Path, change: Callable[[list[bytes]], None], name: str) -> Path:
         document = json.loads(evidence.read_bytes())
@@ -190,8 +196,9 @@ class Attacks:
         evidence, nonce = self.outside_evidence("sixth-image")
         self.exposed(
             "the same among owners who do not reject it: admitted",
-            {"images."},
+            {"images.expected.entry", "images.unexpected"},
             self.relying_party.failed_checks(evidence, nonce),
+            naming=str(Bundle(sixth).signed().image_id),
         )
 
     def with_layers(self) -> None:
@@ -233,15 +240,18 @@ class Attacks:
         plugins = self._install_plugin()
         one_more = self.stage.out / "one-plugin-more.toml"
         self.machine.write_config(one_more, more_plugins=["acme_owner_rules"])
-        for tried, config, environment in (
-            ("a supervisor with one unsafe_ setting more", unsafe, None),
-            ("a supervisor with one plugin more", one_more, plugins),
+        setting, plugin = "unsafe_allow_swap", "acme_owner_rules"
+        for tried, config, environment, check, naming in (
+            ("one unsafe_ setting more", unsafe, None, "supervisor.unsafe_setting", setting),
+            ("one plugin more", one_more, plugins, "supervisor.plugin_unexpected", plugin),
         ):
             self.machine.boot(config=config, environment=environment)
             self.machine.load([*bundles, "--together"])
             self.stage.acon("seal")
             evidence, nonce = self.outside_evidence(config.stem)
-            self.exposed(tried, {"supervisor."}, self.relying_party.failed_checks(evidence, nonce))
+            failed = self.relying_party.failed_checks(evidence, nonce)
+            expected = {"supervisor.config", check}
+            self.exposed(f"a supervisor with {tried}", expected, failed, naming=naming)
 
     def _install_plugin(self) -> dict[str, str]:
         """Somebody else's plugin package, installed where only this daemon finds it."""
@@ -263,7 +273,7 @@ class _Bytes:
     def size_bytes(self) -> int:
         return len(self._data)
 
-    def chunks(self, offset: int) -> Iterator[bytes]:
+    def chunks(self, offset: int) -> Generator[bytes, None, None]:
         for start in range(offset, len(self._data), 1 << 16):
             yield self._data[start : start + (1 << 16)]
 

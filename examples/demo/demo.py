@@ -19,7 +19,10 @@ from images import GATEWAY_PORT
 from machine import Machine
 from owners import DELEGATING, PROGRAMS, Owners
 from relying_party import RECORD, Channel, RelyingParty, fresh_nonce
-from stage import SceneFailed, Stage, interruptible
+from stage import Argument, SceneFailed, Stage, interruptible
+
+# Says that a folder is an earlier demo's, and may be emptied for the next.
+MARK = ".attested-containers-demo"
 
 
 def main() -> int:
@@ -30,9 +33,12 @@ def main() -> int:
     )
     args = parser.parse_args()
     out: Path = args.out.resolve()
-    if out.exists():
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            parser.error(f"--out {out}: there is something in it that is not an earlier demo's")
         shutil.rmtree(out)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
     with (out / "transcript.txt").open("w") as transcript, interruptible():
         stage = Stage(out, transcript)
         try:
@@ -91,7 +97,12 @@ def scene_owners(stage: Stage, owners: Owners) -> None:
 def scene_plan(stage: Stage, owners: Owners, machine: Machine) -> None:
     stage.scene("2. Before anything boots: what will the register hold?")
     machine.identity()
-    arguments = ["plan", owners.bundle("python-2"), *owners.all_bundles(), "--together"]
+    arguments: list[Argument] = [
+        "plan",
+        owners.bundle("python-2"),
+        *owners.all_bundles(),
+        "--together",
+    ]
     arguments += ["--identity", stage.out / "identity.json"]
     done = stage.acon(*arguments, "--json", show=True)
     (stage.out / "plan.json").write_text(done.out)
@@ -112,7 +123,7 @@ def scene_rehearsal(
 def scene_operator(stage: Stage, owners: Owners, machine: Machine) -> None:
     stage.scene("   The operator boots a TD, loads the images as a group, seals, starts")
     stage.say("  (each accepts the next one only: after the first, none could follow alone)")
-    load = [owners.bundle("python-2"), *owners.all_bundles(), "--together"]
+    load: list[Argument] = [owners.bundle("python-2"), *owners.all_bundles(), "--together"]
     machine.load(load, show=True)
     stage.acon("seal", show=True)
     machine.start(PROGRAMS, show=True)

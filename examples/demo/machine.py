@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from stage import SceneFailed, Stage
+from stage import Argument, SceneFailed, Stage
 
 PLUGINS = ("tdx_sim", "image_store", "csp_delegation", "oci_runtime", "http_api")
 
@@ -35,9 +35,17 @@ class Machine:
     def power_on(self) -> None:
         """Make the simulator's keys and start the software TD."""
         self.stage.acon("sim", "init", "--pki", self.pki)
-        arguments = ["sim", "run", "--pki", self.pki, "--td-socket", self.stage.td_socket]
+        arguments: list[Argument] = [
+            "sim",
+            "run",
+            "--pki",
+            self.pki,
+            "--td-socket",
+            self.stage.td_socket,
+        ]
         self._td = self.stage.start("td", "acon", *arguments, environment=None)
-        self.stage.wait_for_socket(self.stage.td_socket, self._td, "td")
+        for path in (self.stage.td_socket, self.stage.td_owner_socket):
+            self.stage.wait_for_socket(path, self._td, "td")
 
     def boot(
         self, *, config: Path | None = None, environment: dict[str, str] | None = None
@@ -45,7 +53,7 @@ class Machine:
         """End the daemon, boot the TD (its registers fall to zero), start the daemon."""
         self.halt()
         self.stage.acon("sim", "boot", "--td-socket", self.stage.td_socket)
-        arguments = ["--config", config or self.config]
+        arguments: list[Argument] = ["--config", config or self.config]
         self._daemon = self.stage.start("acond", "acond", *arguments, environment=environment)
         self.stage.wait_for_socket(self.stage.api, self._daemon, "acond")
 
@@ -69,7 +77,7 @@ class Machine:
         value: dict[str, object] = json.loads(done.out)
         return value
 
-    def load(self, bundles: Sequence[Path | str], *, show: bool = False) -> None:
+    def load(self, bundles: Sequence[Argument], *, show: bool = False) -> None:
         self.stage.acon("load", *bundles, show=show)
 
     def start(self, names: Sequence[str], *, show: bool = False) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stage import Stage
+from stage import Argument, Stage
 
 # Who owns which program. Two owners whose images accept each other and nobody else.
 CLINIC = ("gateway", "intake", "audit")
@@ -68,7 +68,7 @@ class Owners:
 
     def convert_and_sign(self) -> None:
         for name in PROGRAMS:
-            arguments: list[str | Path] = ["image", "convert", self.sources[name]]
+            arguments: list[Argument] = ["image", "convert", self.sources[name]]
             arguments += ["-o", self.bundle(name), "--name", f"{name}:1", "--reject-unaccepted"]
             # A ring: each accepts the next one, and through it all the others.
             following = PROGRAMS[(PROGRAMS.index(name) + 1) % len(PROGRAMS)]
@@ -82,11 +82,19 @@ class Owners:
 
     def _delegate(self, bundle: Path, *, show: bool) -> None:
         to = f"{self.certificate('csp')}:python:2"
-        arguments = ["image", "delegate", bundle, "--layer", INTERPRETER_LAYER, "--to", to]
+        arguments: list[Argument] = [
+            "image",
+            "delegate",
+            bundle,
+            "--layer",
+            INTERPRETER_LAYER,
+            "--to",
+            to,
+        ]
         self.stage.acon(*arguments, show=show)
 
     def sign(self, bundle: Path, signer: str, *, show: bool = False) -> None:
-        arguments = ["image", "sign", bundle, "--key", self.key(signer)]
+        arguments: list[Argument] = ["image", "sign", bundle, "--key", self.key(signer)]
         self.stage.acon(*arguments, "--cert", self.certificate(signer), show=show)
 
     def vendor(
@@ -100,11 +108,11 @@ class Owners:
     ) -> Path:
         """A layer-only image that vouches for one interpreter build under these aliases."""
         bundle = self.bundle(name)
-        arguments: list[str | Path] = ["vendor", "make", self.sources[f"interpreter-{version}"]]
+        arguments: list[Argument] = ["vendor", "make", self.sources[f"interpreter-{version}"]]
         for alias in aliases:
             arguments += ["--alias", alias]
         self.stage.acon(*arguments, "-o", bundle, show=show)
-        keys = ["--key", self.key(signer), "--cert", self.certificate(signer)]
+        keys: list[Argument] = ["--key", self.key(signer), "--cert", self.certificate(signer)]
         self.stage.acon("vendor", "sign", bundle, *keys, show=show)
         return bundle
 

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from machine import Machine
 from owners import PROGRAMS, Owners
-from stage import Done, SceneFailed, Stage
+from stage import Argument, Done, SceneFailed, Stage
 
 NONCE_BYTES = 32
 CONNECT_TIMEOUT_S = 60
@@ -72,6 +72,12 @@ class Channel:
         self._tls.close()
 
 
+def _items(value: object) -> list[dict[str, object]]:
+    if not isinstance(value, list):
+        raise SceneFailed(f"a list was expected, not {value!r}")
+    return value
+
+
 def _connect(port: int) -> socket.socket:
     deadline = time.monotonic() + CONNECT_TIMEOUT_S
     while True:
@@ -99,7 +105,14 @@ class RelyingParty:
         Returns what was compared. `--follow-vendors` expects the CSP's layer by signer, name
         and minimum version, so that its updates need no new policy.
         """
-        arguments = ["policy", "init", rehearsal, "-o", self.policy, "--follow-vendors"]
+        arguments: list[Argument] = [
+            "policy",
+            "init",
+            rehearsal,
+            "-o",
+            self.policy,
+            "--follow-vendors",
+        ]
         self.stage.acon(*arguments, "--collateral", self.collateral, show=True)
         policy = tomllib.loads(self.policy.read_text())
         published = machine.description()
@@ -108,13 +121,13 @@ class RelyingParty:
         expected = {
             "MRTD and RTMR0-2 with the base image's builder": (
                 [policy["base"][key] for key in ("mr_td", "rtmr0", "rtmr1", "rtmr2")],
-                [published["mr_td"], *published["rtmrs"][:3]],  # type: ignore[index]
+                [published["mr_td"], *_items(published["rtmrs"])[:3]],
             ),
             "supervisor, plugins and their files with the supervisor's builder": (
                 [policy["supervisor"], *policy["plugins"]],
                 [
                     {key: each[key] for key in ("name", "version", "digest_sha384")}
-                    for each in components  # type: ignore[attr-defined]
+                    for each in _items(components)
                 ],
             ),
             "the configuration with the one agreed on": (
@@ -146,27 +159,26 @@ class RelyingParty:
         self,
         evidence: Path,
         nonce: str,
-        *more: str | Path,
+        *more: Argument,
         simulated: bool = True,
         expect: int | None = None,
         show: bool = False,
     ) -> Done:
-        arguments: list[str | Path] = ["verify", evidence, "--nonce", nonce]
+        arguments: list[Argument] = ["verify", evidence, "--nonce", nonce]
         arguments += ["--policy", self.policy, "--collateral", self.collateral]
         if simulated:
             arguments += ["--trust-simulated-root", self._root]
         return self.stage.acon(*arguments, *more, expect=expect, show=show)
 
     def failed_checks(
-        self, evidence: Path, nonce: str, *more: str | Path, simulated: bool = True
-    ) -> list[str]:
-        """The innermost checks that fail, as `id: expected …, found …`."""
+        self, evidence: Path, nonce: str, *more: Argument, simulated: bool = True
+    ) -> dict[str, str]:
+        """The innermost checks that fail: their ids, and all that they say."""
         done = self.verify(evidence, nonce, *more, "--json", simulated=simulated)
-        verdict = json.loads(done.out)
-        if done.code not in (0, 1):
-            raise SceneFailed(done.said)
-        found: list[str] = []
-        _collect(verdict, found)
+        if done.code != 1:
+            raise SceneFailed(f"acon verify was to end with 1, not {done.code}: {done.said}")
+        found: dict[str, str] = {}
+        _collect(json.loads(done.out), found)
         return found
 
     def evidence_over(self, channel: Channel, nonce: str, name: str) -> Path:
@@ -185,7 +197,7 @@ class RelyingParty:
         return path
 
 
-def _collect(node: object, found: list[str]) -> bool:
+def _collect(node: object, found: dict[str, str]) -> bool:
     """Depth first; True if something below fails already."""
     if isinstance(node, list):
         return sum(_collect(each, found) for each in node) > 0
@@ -193,5 +205,6 @@ def _collect(node: object, found: list[str]) -> bool:
         return False
     below = sum(_collect(value, found) for value in node.values()) > 0
     if node.get("outcome") == "fail" and not below:
-        found.append(str(node.get("id")))
+        name = str(node.get("id"))
+        found[name] = found.get(name, "") + json.dumps(node)
     return below or node.get("outcome") == "fail"

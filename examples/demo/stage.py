@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
+Argument: TypeAlias = str | Path
 BIN = Path(sys.executable).parent
 COMMAND_TIMEOUT_S = 300
 READY_TIMEOUT_S = 60
@@ -43,7 +44,9 @@ class Stage:
     def __init__(self, out: Path, transcript: TextIO) -> None:
         self.out = out
         self.run_dir = Path(tempfile.mkdtemp(prefix="acon-demo-", dir="/run"))
-        self.run_dir.chmod(0o711)
+        # The daemon wants its folder in RAM, and /run is a tmpfs on most machines, not on all.
+        mount = ["mount", "-t", "tmpfs", "-o", "mode=711", "acon-demo", str(self.run_dir)]
+        subprocess.run(mount, check=True, capture_output=True)
         self._transcript = transcript
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._logs = out / "logs"
@@ -64,14 +67,14 @@ class Stage:
 
     # --- commands -------------------------------------------------------------------------
 
-    def acon(self, *arguments: str | Path, expect: int | None = 0, show: bool = False) -> Done:
+    def acon(self, *arguments: Argument, expect: int | None = 0, show: bool = False) -> Done:
         """Run `acon`; with `expect`, any other exit code fails the scene."""
         return self.command("acon", *arguments, expect=expect, show=show)
 
     def command(
         self,
         program: str,
-        *arguments: str | Path,
+        *arguments: Argument,
         expect: int | None = 0,
         show: bool = False,
         environment: dict[str, str] | None = None,
@@ -112,8 +115,13 @@ class Stage:
     def td_socket(self) -> Path:
         return self.run_dir / "td" / "td.sock"
 
+    @property
+    def td_owner_socket(self) -> Path:
+        """Where the software TD is booted: the machine's owner's, not the guest's."""
+        return self.td_socket.with_name("td.sock.owner")
+
     def start(
-        self, name: str, program: str, *arguments: str | Path, environment: dict[str, str] | None
+        self, name: str, program: str, *arguments: Argument, environment: dict[str, str] | None
     ) -> subprocess.Popen[bytes]:
         """Start a process of the stage; its output goes to `logs/NAME.log`."""
         with (self._logs / f"{name}.log").open("ab") as log:
@@ -150,12 +158,25 @@ class Stage:
         """Stop what still runs, newest first, and check that nothing is left."""
         for _, process in reversed(self._processes.copy()):
             self.stop(process)
-        left = [line.split()[1] for line in _mounts() if str(self.run_dir) in line]
-        for path in reversed(left):
+        left = [f"process {line}" for line in _processes_naming(self.run_dir)]
+        mounts = [line.split()[1] for line in _mounts() if str(self.run_dir) in line]
+        left += [f"mount {path}" for path in mounts if path != str(self.run_dir)]
+        for path in reversed(mounts):
             subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         if left:
-            raise SceneFailed("mounts were left: " + ", ".join(left))
+            raise SceneFailed("something was left: " + ", ".join(left))
+
+
+def _processes_naming(folder: Path) -> list[str]:
+    """Command lines of other processes in which the folder occurs."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(folder) in line and int(entry.name) != os.getpid():
+                found.append(f"{entry.name} {line.strip()}")
+    return found
 
 
 def _mounts() -> list[str]:
@@ -164,17 +185,19 @@ def _mounts() -> list[str]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: through every `finally`."""
+    """SIGTERM ends the demo as Ctrl-C does: through every `finally`.
+
+    By way of SIGINT, which trio turns into an orderly end of what runs under it.
+    """
 
     def stop(_signum: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, stop)
+    # A shell starts background jobs with SIGINT ignored.
+    before_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def names_of(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths)
+        signal.signal(signal.SIGINT, before_interrupt)

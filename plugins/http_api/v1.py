@@ -139,12 +139,12 @@ class V1:
             low.to_bytes(8, "little") + high.to_bytes(8, "little"), want_quote=kind == 1
         )
         logs: dict[str, dict[str, tuple[str, ...]]] = {
-            str(index): {"logs": ()} for index in range(3)
+            str(index): {"logs": ()} for index in range(4)
         }
         return json_response(
             {
                 "data": list(report.data),
-                "mrlog": logs | {"3": {"logs": report.log_lines}},
+                "mrlog": logs | {str(report.rtmr_index): {"logs": report.log_lines}},
                 # ACON's daemon writes the first name, its client reads the second.
                 "attestation_data": report.attestation_data,
                 "attestationData": report.attestation_data,

@@ -36,7 +36,7 @@ class ImageStore:
             expected = parse_digest(event.expected, item="expected", unsafe_allow_sha256=True)
         except FormatError as error:
             return Deny(str(error))
-        computed = event.computed.get(expected.algorithm)
+        computed = event.computed_hex(expected.algorithm)
         if computed is None:
             return Deny(f"{event.expected}: no {expected.algorithm} was computed over its bytes")
         if computed != expected.hex:

@@ -102,7 +102,8 @@ def assemble(plan: RootPlan, *, between: Callable[[], None]) -> Path:
         )
     if plan.user_namespace_fd is not None:
         for index in range(len(lower_fds)):
-            unmount(os.fsencode(parts / str(index)))
+            # Lazily: a child that another thread just forked has our descriptors until its exec.
+            unmount(os.fsencode(parts / str(index)), lazily=True)
     return root
 
 

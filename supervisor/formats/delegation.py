@@ -84,11 +84,11 @@ def resolve_layers(
     Raises `DelegationUnresolved` whose item is the reference that no statement, or no
     unambiguous one, resolves.
     """
-    resolver = _Resolver(statements)
-    return tuple(
-        ResolvedLayer(layer) if isinstance(layer, Digest) else resolver.resolve(layer, ()).layer
-        for layer in layers
-    )
+    if not any(isinstance(layer, DelegatedReference) for layer in layers):
+        # Strangers may have admitted very many statements; who delegates nothing owes them none.
+        return tuple(ResolvedLayer(layer) for layer in layers if isinstance(layer, Digest))
+    resolver = Resolver(statements)
+    return tuple(resolver.layer(layer) for layer in layers)
 
 
 class _Listed(msgspec.Struct):
@@ -117,7 +117,9 @@ class _Resolution(msgspec.Struct):
     longest_hops: int
 
 
-class _Resolver:
+class Resolver:
+    """Statements in the order of looking them up: for many references among the same ones."""
+
     def __init__(self, statements: Sequence[AliasStatement]) -> None:
         self._listed: dict[tuple[SignerId, str], dict[LayerReference, _Listed]] = {}
         for statement in statements:
@@ -128,7 +130,13 @@ class _Resolver:
         # Without it, targets that share a rank would be walked once per path to them.
         self._known: dict[DelegatedReference, _Resolution] = {}
 
-    def resolve(
+    def layer(self, reference: LayerReference) -> ResolvedLayer:
+        """As `resolve_layers` for one reference."""
+        if isinstance(reference, Digest):
+            return ResolvedLayer(reference)
+        return self._resolve(reference, ()).layer
+
+    def _resolve(
         self, reference: DelegatedReference, path: tuple[DelegatedReference, ...]
     ) -> _Resolution:
         """`path` are the references being resolved that led here."""
@@ -198,7 +206,7 @@ class _Resolver:
         )
         if isinstance(target, Digest):
             return _Resolution(ResolvedLayer(target, (hop,)), 1)
-        rest = self.resolve(target, (*path, reference))
+        rest = self._resolve(target, (*path, reference))
         layer = ResolvedLayer(rest.layer.digest, (hop, *rest.layer.delegation))
         return _Resolution(layer, 1 + rest.longest_hops)
 

@@ -209,15 +209,20 @@ class _Graph:
         self._accepted: list[int] = []
         self._accepting = [0] * len(self.images)
         self._rejecting = 0
+        # Many images of one owner accept the same: edges are turned round once for all of
+        # them, or else a hundred images that accept each other would cost 10,000 steps.
+        who_accepts: dict[int, int] = {}
         for vertex, image in enumerate(self.images):
-            accepted = 1 << vertex
+            accepted = 0
             for rule in image.manifest.policy.accepts:
                 accepted |= index.accepted_by(rule)
             self._accepted.append(accepted)
-            for other in _members(accepted):
-                self._accepting[other] |= 1 << vertex
+            who_accepts[accepted] = who_accepts.get(accepted, 0) | 1 << vertex
             if image.manifest.policy.reject_unaccepted:
                 self._rejecting |= 1 << vertex
+        for accepted, vertices in who_accepts.items():
+            for other in _members(accepted):
+                self._accepting[other] |= vertices
 
     def set_of(self, images: Sequence[SignedManifest]) -> int:
         vertices = 0
@@ -349,7 +354,7 @@ class _Graph:
 def _reach(start: int, present: int, edges: Sequence[int]) -> int:
     """All vertices of `present` that can be reached from `start` through `present`."""
     reached = frontier = start
-    while frontier:
+    while frontier and reached != present:
         following = 0
         for vertex in _members(frontier):
             following |= edges[vertex]

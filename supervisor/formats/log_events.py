@@ -8,12 +8,13 @@ that does not know the operation may pass over it (`critical`).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from supervisor.formats import canonical_json
-from supervisor.formats.delegation import DelegationHop
+from supervisor.formats.delegation import DelegationHop, ResolvedLayer
 from supervisor.formats.digest import check_hex, parse_digest
 from supervisor.formats.errors import FormatError
 from supervisor.formats.event_log import MAX_CONTENT_BYTES
@@ -105,6 +106,26 @@ OPERATIONS: dict[str, type[LogEvent]] = {
 }
 _OPERATION_OF = {event_type: operation for operation, event_type in OPERATIONS.items()}
 _E = TypeVar("_E", bound=LogEvent)
+
+
+def start_container_event(
+    image_id: str,
+    layers: Sequence[ResolvedLayer],
+    argv: Sequence[str],
+    environment: Sequence[str],
+) -> StartContainerEvent:
+    """What a start with these layers says: the TD, `acon plan` and a verifier alike."""
+    return StartContainerEvent(
+        image_id=image_id,
+        layers=tuple(str(layer.digest) for layer in layers),
+        delegations=tuple(
+            LayerDelegation(index=index, hops=layer.delegation)
+            for index, layer in enumerate(layers)
+            if layer.delegation
+        ),
+        argv=tuple(argv),
+        environment=tuple(environment),
+    )
 
 
 def encode_event(event: LogEvent) -> tuple[str, bytes]:

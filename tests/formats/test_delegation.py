@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from random import Random
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -58,6 +60,20 @@ def unresolved(reference: LayerReference, statements: list[AliasStatement]) -> D
 
 def test_a_pinned_layer_needs_no_statement() -> None:
     assert resolved(layer("1"), []) == ResolvedLayer(layer("1"), ())
+
+
+def test_who_delegates_nothing_does_not_pay_for_the_statements_of_others() -> None:
+    class Unread(Sequence[AliasStatement]):
+        """As many as an evidence file can hold: nobody may walk them for nothing."""
+
+        def __len__(self) -> int:
+            return 10_000_000
+
+        def __getitem__(self, index: object) -> NoReturn:
+            raise RuntimeError("statements were read")
+
+    pinned = [layer("1"), layer("2")]
+    assert [one.digest for one in resolve_layers(pinned, Unread())] == pinned
 
 
 def test_a_delegated_layer_is_what_its_signer_called_so() -> None:

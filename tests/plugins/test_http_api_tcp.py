@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import socket
 import ssl
 import subprocess
@@ -169,6 +170,8 @@ def test_a_certificate_file_that_is_no_certificate_is_named(tmp_path: Path) -> N
 @pytest.fixture
 def neighbour() -> Iterator[str]:
     """A network namespace of its own, wired to this one: another machine, in effect."""
+    if shutil.which("ip") is None:
+        pytest.skip("ip (iproute2), which wires up another machine, is not installed")
     name = f"acontest{secrets.token_hex(3)}"
     inside, outside = f"i{name[-6:]}", f"o{name[-6:]}"
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from image_store_rig import (
     symlink,
 )
 
+from plugins.image_store import rootfs
 from plugins.image_store.kernel import mounts_under
 from supervisor import Busy, Conflict, Event, IdMap, UnknownItem
 from supervisor.formats.digest import digest_of
@@ -340,6 +342,30 @@ async def test_a_root_that_somebody_still_uses_is_taken_away_lazily(
             assert not root.path.exists()
             assert rig.mounts() == []
             assert held.read() == b"kept"
+
+
+@pytest.mark.parametrize("id_shift", ["idmap", "copy"])
+async def test_descriptors_that_a_forked_child_has_until_its_exec_do_not_fail_a_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id_shift: str
+) -> None:
+    held: list[int] = []
+    opened = rootfs._opened
+
+    def opened_and_held(stack: ExitStack, directory: Path) -> int:
+        fd = opened(stack, directory)
+        held.append(os.dup(fd))
+        return fd
+
+    monkeypatch.setattr(rootfs, "_opened", opened_and_held)
+    async with running(tmp_path, id_shift=id_shift) as rig:
+        layer = await rig.add(BASE)
+        root = await rig.mount(layer)
+        assert held
+        while held:
+            os.close(held.pop())
+        assert (root.path / "etc" / "kept").read_bytes() == b"kept"
+        await root.close()
+        assert rig.mounts() == []
 
 
 @pytest.mark.parametrize("id_shift", ["idmap", "copy"])

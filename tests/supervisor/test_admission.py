@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import adversary
+import msgspec
 import pytest
 import trio
 
@@ -18,13 +19,18 @@ from supervisor import (
     ImageAdmitting,
     MeasurementHalted,
     PluginContext,
+    PluginContractError,
     PolicyDenied,
     SignatureInvalid,
     Untrusted,
     hookimpl,
 )
 from supervisor.admission import AdmittedImage
+from supervisor.formats.delegation import AliasStatement
+from supervisor.formats.digest import digest_of
 from supervisor.formats.log_events import AdmitImagesEvent, decode_event
+from supervisor.formats.signature import SignedManifest
+from supervisor.journal import Attachment, Journal
 from supervisor.operations import ManifestUpload
 from supervisor.service import Supervisor
 from supervisor.testing import (
@@ -266,12 +272,74 @@ async def test_too_many_images_and_too_large_groups_are_refused(tmp_path: Path) 
     limits = "[admission]\nmax_images = 2\nmax_group = 2\n"
     async with running([in_memory_plugin(tmp_path)], tmp_path, limits) as supervisor:
         images = [of(ALICE, f"app:{number}") for number in range(3)]
-        with pytest.raises(Conflict, match="bounded number"):
+        with pytest.raises(FormatError, match="bounded number"):
             await supervisor.admit(images)
-        with pytest.raises(Conflict, match="bounded number"):
+        with pytest.raises(FormatError, match="bounded number"):
             await supervisor.admit([])
         with pytest.raises(Conflict, match="in the group once"):
             await supervisor.admit([images[0], images[0]])
         await supervisor.admit(images[:2])
         with pytest.raises(Conflict, match=r"admission\.max_images"):
             await supervisor.admit(images[2:])
+
+
+async def test_a_journal_entry_that_holds_more_than_its_record_names_admits_nothing(
+    tmp_path: Path,
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    async with running([machine], tmp_path) as supervisor:
+        await supervisor.admit([of(ALICE, "app:1")])
+    journal = Journal.open(tmp_path / "journal")
+    last = journal.entries[-1]
+    evil = of(EVE, "evil:1")
+    journal.drop_last()
+    # The same record, so that the register still agrees, with one image more beside it.
+    more = Attachment(evil.manifest, evil.signature, evil.certificate_der)
+    journal.append(msgspec.structs.replace(last, attachments=(*last.attachments, more)))
+    journal.close()
+    async with running([machine], tmp_path) as again:
+        assert ids(again) == []
+        assert b"halted: journal: must hold exactly the images" in again.status()
+        with pytest.raises(MeasurementHalted):
+            await again.evidence(bytes(16))
+
+
+class Forging:
+    """Vouches in the name of a signer whose image it was not asked about."""
+
+    Config = InMemoryConfig
+
+    def __init__(self, config: InMemoryConfig, context: PluginContext) -> None:
+        """Nothing to set up."""
+
+    @hookimpl
+    async def delegation_statements(self, signed: SignedManifest) -> tuple[AliasStatement, ...]:
+        evil = digest_of("sha384", b"evil")
+        return (AliasStatement(BOB.signer, "python:2", evil, signed.image_id, "0" * 96),)
+
+
+class Confused(Forging):
+    @hookimpl
+    async def delegation_statements(self, signed: SignedManifest) -> str:  # type: ignore[override]
+        return "none"  # the wrong type is the point
+
+
+@pytest.mark.parametrize("class_", [Forging, Confused])
+async def test_a_provider_of_statements_that_lies_admits_nothing(
+    tmp_path: Path, class_: type
+) -> None:
+    liar = plugin(class_, tmp_path)
+    async with running([in_memory_plugin(tmp_path), liar], tmp_path) as supervisor:
+        with pytest.raises(PluginContractError):
+            await supervisor.admit([of(ALICE, "app:1")])
+        assert ids(supervisor) == [] and logged(supervisor) == []
+
+
+async def test_manifests_that_evidence_could_not_hold_are_not_admitted(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        with pytest.raises(Conflict, match="must fit into evidence"):
+            for number in range(40):
+                padding = [f"padding-{number}-{index}-{'x' * 200}=1" for index in range(900)]
+                await supervisor.admit([ALICE.sign(manifest(name=f"a-{number}:1", env=padding))])
+        assert len(ids(supervisor)) > 10
+        await supervisor.evidence(bytes(16))

@@ -20,9 +20,9 @@ MINIMAL = '[plugins]\norder = ["a"]\n'
         ("[plugins]\norder = []", "$.plugins.order"),
         ('[plugins]\norder = ["a", "a"]', "$.plugins.order"),
         ('[plugins]\norder = ["../a"]', "$.plugins.order"),
-        (MINIMAL + "[measurement]\nrtmr_index = 1", "$.measurement.rtmr_index"),
-        (MINIMAL + '[measurement]\nrtmr_index = "3"', "$.measurement.rtmr_index"),
-        (MINIMAL + "[gates]\ntimeout_s = 0", "$.gates.timeout_s"),
+        (MINIMAL + "[measurement]\nextend_timeout_s = 0", "$.measurement.extend_timeout_s"),
+        (MINIMAL + '[measurement]\nlog_limit_bytes = "3"', "$.measurement.log_limit_bytes"),
+        (MINIMAL + "[hooks]\ntimeout_s = 0", "$.hooks.timeout_s"),
         (MINIMAL + "[plugin.b]\nx = 1", "$.plugin.b"),
         (MINIMAL + "[admision]\nmax_images = 1", "$"),
         ('runtime_dir = "run"\n' + MINIMAL, "$.runtime_dir"),
@@ -56,7 +56,7 @@ def test_any_changed_setting_changes_the_digest() -> None:
         for text in (
             MINIMAL,
             "unsafe_allow_swap = true\n" + MINIMAL,
-            MINIMAL + "[gates]\ntimeout_s = 11",
+            MINIMAL + "[hooks]\ntimeout_s = 11",
             '[plugins]\norder = ["b"]\n',
         )
     }

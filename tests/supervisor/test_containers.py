@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ from supervisor import (
     PolicyDenied,
     RuntimeFailed,
     UnknownItem,
+    admission,
     hookimpl,
 )
-from supervisor.formats.delegation import AliasStatement, statements_of
+from supervisor.formats.delegation import AliasStatement, Resolver, statements_of
 from supervisor.formats.digest import Digest, digest_of
 from supervisor.formats.log_events import StartContainerEvent, decode_event
 from supervisor.formats.signature import SignedManifest
@@ -280,6 +282,31 @@ async def test_an_older_layer_or_another_signers_alias_resolves_nothing(tmp_path
         with pytest.raises(DelegationUnresolved):
             await supervisor.start(image_id, [])
         assert starts(supervisor) == []
+
+
+async def test_the_status_costs_no_walk_over_all_statements_for_each_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image's owner could make every other container's evidence wait."""
+    indexed: list[int] = []
+
+    class Counting(Resolver):
+        def __init__(self, statements: Sequence[AliasStatement]) -> None:
+            indexed.append(len(statements))
+            super().__init__(statements)
+
+    monkeypatch.setattr(admission, "Resolver", Counting)
+    async with running([in_memory_plugin(tmp_path), plugin(Delegation, tmp_path)], tmp_path) as it:
+        references = [f"signer/{VENDOR.signer}/python:{svn}" for svn in (2, 3)]
+        await it.admit([OWNER.sign(manifest(name="app:1", layers=references))])
+        assert it.images()[0].missing_layers == tuple(references)
+        await it.admit([vendor_image(b"two", "python:2")])
+        for _ in range(3):
+            assert it.images()[0].missing_layers == (
+                str(digest_of("sha384", b"two")),
+                references[1],
+            )
+        assert indexed == [0, 1]
 
 
 async def test_without_a_delegation_plugin_no_delegated_layer_resolves(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 
 import pytest
 
-from supervisor.errors import ConfigError
-from supervisor.identity import own_component, package_digest_sha384
+from supervisor.errors import ConfigError, PluginContractError
+from supervisor.identity import own_component, package_digest_sha384, plugin_component
 
 
 @pytest.fixture
@@ -42,10 +43,17 @@ def test_a_changed_added_renamed_or_removed_file_changes_it(package: Path) -> No
     assert len(set(seen)) == len(seen)
 
 
-def test_a_folder_behind_a_link_counts_as_the_link(package: Path, tmp_path: Path) -> None:
+def test_a_folder_behind_a_link_counts_as_the_link(package: Path) -> None:
     before = package_digest_sha384(package)
-    (package / "linked").symlink_to(tmp_path)
+    (package / "linked").symlink_to("inner")
     assert package_digest_sha384(package) != before
+
+
+@pytest.mark.parametrize("target", ["../elsewhere", "inner/../../elsewhere.py", "/elsewhere"])
+def test_a_link_to_what_is_not_measured_is_refused(package: Path, target: str) -> None:
+    (package / "linked").symlink_to(target)
+    with pytest.raises(ConfigError, match="measured with it"):
+        package_digest_sha384(package)
 
 
 def test_bytecode_caches_do_not_count(package: Path) -> None:
@@ -53,6 +61,24 @@ def test_bytecode_caches_do_not_count(package: Path) -> None:
     (package / "__pycache__").mkdir()
     (package / "__pycache__" / "x.cpython-311.pyc").write_bytes(b"cache")
     assert package_digest_sha384(package) == before
+
+
+def test_a_program_that_only_looks_like_a_bytecode_cache_counts(package: Path) -> None:
+    cache = package / "__pycache__"
+    cache.mkdir()
+    seen = [package_digest_sha384(package)]
+    # `import package.hidden`, `package.__pycache__.hidden`, `package.__pycache__.other`
+    for path in (package / "hidden.pyc", cache / "hidden.pyc", cache / "other.py"):
+        path.write_bytes(b"code that would run")
+        seen.append(package_digest_sha384(package))
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_class_cannot_have_another_package_measured_in_its_place() -> None:
+    posing = type("Posing", (), {"__module__": "supervisor.formats.digest"})
+    distribution = importlib.metadata.distribution("attested-containers")
+    with pytest.raises(PluginContractError, match="the package that is measured"):
+        plugin_component("posing", "verifier.verify", posing, distribution)
 
 
 def test_what_is_neither_file_nor_link_is_refused(package: Path) -> None:

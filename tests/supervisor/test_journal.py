@@ -148,3 +148,15 @@ def test_any_bytes_behind_the_entries_never_become_an_entry(tail: bytes) -> None
         again = Journal.open(path)
         assert again.entries == [ENTRY]
         again.close()
+
+
+def test_an_entry_that_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.journal.MAX_ENTRY_BYTES", 100)
+    journal = Journal.open(tmp_path / "journal")
+    journal.append(OTHER)
+    with pytest.raises(RuntimeFailed, match="bounded size"):
+        journal.append(JournalEntry(record=bytes(200)))
+    journal.close()
+    assert Journal.open(tmp_path / "journal").entries == [OTHER]

@@ -91,7 +91,7 @@ class Lying(Base):
 
 def host(tmp_path: Path, *classes: type, timeout_s: float = 5) -> PluginHost:
     loaded = [plugin(each, tmp_path, name=each.__name__.lower()) for each in classes]
-    return PluginHost(loaded, gate_timeout_s=timeout_s)
+    return PluginHost(loaded, hook_timeout_s=timeout_s)
 
 
 async def judge(plugins: PluginHost) -> None:
@@ -205,6 +205,21 @@ class OtherArgument(Base):
     @hookimpl
     async def judge_image(self, image: object) -> Allow:
         return Allow()
+
+
+def test_a_hook_that_is_set_on_the_instance_is_checked_too(tmp_path: Path) -> None:
+    class Late(Base):
+        def __init__(self, config: NoConfig, context: PluginContext) -> None:
+            super().__init__(config, context)
+
+            @hookimpl(tryfirst=True)
+            async def judge_image(event: object) -> Allow:
+                return Allow()
+
+            self.judge_image = judge_image
+
+    with pytest.raises(PluginContractError, match="must not use tryfirst"):
+        host(tmp_path, Late)
 
 
 @pytest.mark.parametrize(
@@ -384,6 +399,8 @@ def test_nothing_but_the_listed_plugins_is_imported(
     loaded: list[str] = []
 
     class Point:
+        module = "supervisor.testing"
+
         def __init__(self, name: str) -> None:
             self.name = name
             self.dist = importlib.metadata.distribution("attested-containers")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -14,14 +16,21 @@ from supervisor import (
     ConfigError,
     Conflict,
     ContainerExited,
+    ContainerOperations,
+    ContainerSpec,
     DeadlineExceeded,
     DigestMismatch,
     Event,
     LayerFetched,
+    MeasurementHalted,
+    OciBlob,
     Operations,
     PluginContext,
+    PluginContractError,
     Refusal,
+    RunningContainer,
     RuntimeFailed,
+    StartReceipt,
     UnknownItem,
     hookimpl,
 )
@@ -29,10 +38,13 @@ from supervisor.formats.digest import Digest, digest_of
 from supervisor.formats.event_log import replay, split_log
 from supervisor.formats.evidence import decode_evidence, from_base64
 from supervisor.formats.quote import parse_quote
+from supervisor.formats.status import decode_status
+from supervisor.plugin_host import PluginHost
 from supervisor.service import Supervisor
 from supervisor.testing import (
     InMemory,
     InMemoryConfig,
+    MemoryRuntime,
     Owner,
     in_memory_plugin,
     manifest,
@@ -43,6 +55,7 @@ from supervisor.testing import (
 OWNER = Owner("owner")
 TAR = b"bytes of a layer"
 LAYER = digest_of("sha384", TAR)
+T = TypeVar("T")
 
 
 class Recording:
@@ -248,7 +261,7 @@ class LayerGate:
 
     @hookimpl
     async def verify_layer(self, event: LayerFetched) -> Allow:
-        self.seen.append(event.computed["sha384"])
+        self.seen.append(str(event.computed_hex("sha384")))
         raise RuntimeError("scanner crashed")
 
 
@@ -359,3 +372,306 @@ async def test_somebody_elses_quote_is_refused(
         monkeypatch.setattr(machine.plugin.quotes, "quote", other)
         with pytest.raises(RuntimeFailed, match="REPORTDATA that was asked for"):
             await supervisor.evidence(bytes(16))
+
+
+# --- liars ------------------------------------------------------------------------------------
+
+
+async def test_a_register_that_only_pretends_to_extend_halts_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    assert isinstance(machine.plugin, InMemory)
+    async with running([machine], tmp_path) as supervisor:
+        monkeypatch.setattr(machine.plugin.memory_registers, "extend", lambda digest: None)
+        with pytest.raises(MeasurementHalted, match="must hold what was just extended"):
+            await admitted(supervisor)
+        assert supervisor.images() == ()
+        with pytest.raises(MeasurementHalted):
+            await supervisor.evidence(bytes(16))
+
+
+async def test_a_server_that_returns_as_if_done_ends_the_supervisor(tmp_path: Path) -> None:
+    class Leaving(Recording):
+        @hookimpl
+        async def serve(self, operations: Operations, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RuntimeFailed, match="its task ended by itself"), flatten_subgroups=True
+    ):
+        async with running([in_memory_plugin(tmp_path), plugin(Leaving, tmp_path)], tmp_path):
+            await trio.sleep_forever()
+
+
+async def test_an_observer_that_hangs_is_given_up_event_by_event(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    class Hanging(Recording):
+        @hookimpl
+        async def observe(self, event: Event) -> None:
+            self.note(type(event).__name__)
+            await trio.sleep_forever()
+
+    hanging = plugin(Hanging, tmp_path)
+    async with running([in_memory_plugin(tmp_path), hanging], tmp_path) as supervisor:
+        with trio.fail_after(1):
+            await admitted(supervisor)
+        await trio.sleep(60)
+        assert isinstance(hanging.plugin, Hanging)
+        assert "hanging ImageAdmitted" in hanging.plugin.notes
+
+
+async def test_a_socket_server_that_fails_takes_only_that_containers_socket(
+    tmp_path: Path,
+) -> None:
+    class Failing(Recording):
+        @hookimpl
+        async def serve_container(
+            self,
+            listener: trio.SocketListener,
+            operations: ContainerOperations,
+            task_status: trio.TaskStatus[None],
+        ) -> None:
+            raise OSError("no socket today")
+
+    machine = in_memory_plugin(tmp_path)
+    async with running([machine, plugin(Failing, tmp_path)], tmp_path) as supervisor:
+        await started(supervisor)
+        await wait_all_tasks_blocked()
+        (view,) = supervisor.containers()
+        assert view.state == "running"
+
+
+async def test_a_program_that_asks_at_once_is_in_the_status_of_its_evidence(
+    tmp_path: Path,
+) -> None:
+    """Its first instruction runs before the runtime has told us that it runs."""
+
+    class Asking(Recording):
+        raw = b""
+
+        @hookimpl
+        async def serve_container(
+            self,
+            listener: trio.SocketListener,
+            operations: ContainerOperations,
+            task_status: trio.TaskStatus[None],
+        ) -> None:
+            self.raw = await operations.evidence(bytes(16), public_key_sha384=None, user_data=None)
+            await trio.sleep_forever()
+
+    class Slow(MemoryRuntime):
+        async def start(self, spec: ContainerSpec, receipt: StartReceipt) -> RunningContainer:
+            await wait_all_tasks_blocked()  # the question is asked by then
+            return await super().start(spec, receipt)
+
+    machine = in_memory_plugin(tmp_path)
+    assert isinstance(machine.plugin, InMemory)
+    machine.plugin.runtime = Slow()
+    asking = plugin(Asking, tmp_path)
+    async with running([machine, asking], tmp_path) as supervisor:
+        container_id = await started(supervisor)
+        await wait_all_tasks_blocked()
+        assert isinstance(asking.plugin, Asking)
+        status = decode_status(decode_evidence(asking.plugin.raw).status.encode())
+        assert [(one.container_id, one.state) for one in status.containers] == [
+            (container_id, "running")
+        ]
+
+
+async def test_a_container_that_speaks_speaks_for_itself(tmp_path: Path) -> None:
+    class Keeping(Recording):
+        voice: ContainerOperations
+
+        @hookimpl
+        async def serve_container(
+            self,
+            listener: trio.SocketListener,
+            operations: ContainerOperations,
+            task_status: trio.TaskStatus[None],
+        ) -> None:
+            self.voice = operations
+            await trio.sleep_forever()
+
+    keeping = plugin(Keeping, tmp_path)
+    async with running([in_memory_plugin(tmp_path), keeping], tmp_path) as supervisor:
+        container_id = await started(supervisor)
+        await wait_all_tasks_blocked()
+        assert isinstance(keeping.plugin, Keeping)
+        raw = await keeping.plugin.voice.evidence(
+            bytes(16), public_key_sha384="ab" * 48, user_data=b"hello"
+        )
+        request = decode_evidence(raw).request
+        (view,) = supervisor.containers()
+        assert request.container is not None
+        assert request.container.container_id == container_id
+        assert request.container.image_id == view.image_id
+        assert request.container.start_event_digest_sha384 == view.start_event_digest_sha384
+        assert request.public_key_sha384 == "ab" * 48
+        outside = decode_evidence(await supervisor.evidence(bytes(16))).request
+        assert outside.container is None and outside.public_key_sha384 is None
+
+
+# --- objects behind the seams that break their contract --------------------------------------
+
+
+@pytest.mark.parametrize("method", ["upload", "fetch", "prepare", "mount"])
+async def test_a_store_whose_method_raises_anything_is_a_runtime_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    assert isinstance(machine.plugin, InMemory)
+    machine.plugin.layers.blobs["sha256:x"] = TAR
+
+    async def broken(*_args: object, **_kwargs: object) -> object:
+        raise KeyError("a bug of the store")
+
+    async with running([machine], tmp_path) as supervisor:
+        image_id = await admitted(supervisor)
+        monkeypatch.setattr(machine.plugin.layers, method, broken)
+        blob = OciBlob(directory="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
+        with pytest.raises(RuntimeFailed, match="a bug of the store"):
+            if method == "upload":
+                await supervisor.upload_layer(LAYER, size_bytes=None)
+            await supervisor.fetch_layer(LAYER, blob)
+            await supervisor.start(image_id, [])
+        monkeypatch.undo()
+        await supervisor.fetch_layer(LAYER, blob)
+        assert machine.plugin.layers.held_bytes == len(TAR)
+        await supervisor.start(image_id, [])
+
+
+async def test_a_store_that_hangs_is_given_up_and_the_next_fetch_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    assert isinstance(machine.plugin, InMemory)
+    machine.plugin.layers.blobs["sha256:x"] = TAR
+    blob = OciBlob(directory="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
+
+    async def hang(*_args: object, **_kwargs: object) -> object:
+        await trio.sleep_forever()
+        return None
+
+    async with running([machine], tmp_path, "[layers]\ntimeout_s = 9\n") as supervisor:
+        await admitted(supervisor)
+        monkeypatch.setattr(machine.plugin.layers, "fetch", hang)
+        with pytest.raises(DeadlineExceeded, match=r"layers\.timeout_s"):
+            await supervisor.fetch_layer(LAYER, blob)
+        monkeypatch.undo()
+        await supervisor.fetch_layer(LAYER, blob)
+        assert supervisor.has_layer(LAYER)
+
+
+async def test_two_fetches_of_one_layer_share_it_and_outlive_the_first_caller(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    assert isinstance(machine.plugin, InMemory)
+    machine.plugin.layers.blobs["sha256:x"] = TAR
+    blob = OciBlob(directory="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
+    async with running([machine], tmp_path) as supervisor:
+        await admitted(supervisor)
+        async with trio.open_nursery() as nursery:
+            first = trio.CancelScope()
+
+            async def impatient() -> None:
+                with first:
+                    await supervisor.fetch_layer(LAYER, blob)
+
+            nursery.start_soon(impatient)
+            nursery.start_soon(supervisor.fetch_layer, LAYER, blob)
+            nursery.start_soon(supervisor.fetch_layer, LAYER, blob)
+            first.cancel()
+        assert supervisor.has_layer(LAYER)
+        assert machine.plugin.layers.held_bytes == len(TAR)
+
+
+class NoStore:
+    Config = InMemoryConfig
+
+    def __init__(self, config: InMemoryConfig, context: PluginContext) -> None:
+        """Nothing to set up."""
+
+    @hookimpl
+    async def layer_store(self) -> None:
+        return None
+
+
+async def test_a_provider_whose_object_lacks_the_seams_methods_fails_the_start(
+    tmp_path: Path,
+) -> None:
+    providers = '[providers]\nlayer_store = "nostore"\n'
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(PluginContractError, match="seam's methods"), flatten_subgroups=True
+    ):
+        async with running(
+            [in_memory_plugin(tmp_path), plugin(NoStore, tmp_path)], tmp_path, providers
+        ):
+            raise AssertionError("must not be reached")
+
+
+async def test_evidence_asked_for_while_an_event_is_written_waits_for_its_entry(
+    tmp_path: Path,
+) -> None:
+    """The register is extended in a thread a moment before memory knows of it."""
+    machine = in_memory_plugin(tmp_path)
+    assert isinstance(machine.plugin, InMemory)
+    extended, go_on = trio.Event(), trio.Event()
+
+    async def slow_to_answer(function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+        result = function()
+        if "slow" in switch:
+            extended.set()
+            await go_on.wait()
+        return result
+
+    switch: set[str] = set()
+    async with running([machine], tmp_path, run_blocking=slow_to_answer) as supervisor:
+        switch.add("slow")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(admitted, supervisor)
+            await extended.wait()
+            nursery.start_soon(supervisor.evidence, bytes(16))
+            await wait_all_tasks_blocked()
+            switch.clear()
+            go_on.set()
+        assert machine.plugin.quotes.made == 1
+
+
+async def test_acons_report_carries_the_log_that_its_quote_proves(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        await admitted(supervisor)
+        for want_quote in (True, False):
+            report = await supervisor.acon_report(bytes(16), want_quote=want_quote)
+            assert [line.split(" ")[1] for line in report.log_lines] == ["Start", "AdmitImages"]
+            assert report.rtmr_index == 3
+        assert len(report.data) == 1024
+
+
+async def test_a_td_report_of_another_request_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    assert isinstance(machine.plugin, InMemory)
+    async with running([machine], tmp_path) as supervisor:
+        genuine = machine.plugin.quotes.td_report
+        monkeypatch.setattr(machine.plugin.quotes, "td_report", lambda _data: genuine(bytes(64)))
+        with pytest.raises(RuntimeFailed, match="REPORTDATA that was asked for"):
+            await supervisor.acon_report(bytes(16), want_quote=False)
+
+
+def test_only_one_plugin_may_serve_the_containers_sockets(tmp_path: Path) -> None:
+    class Serving(Recording):
+        @hookimpl
+        async def serve_container(
+            self,
+            listener: trio.SocketListener,
+            operations: ContainerOperations,
+            task_status: trio.TaskStatus[None],
+        ) -> None:
+            await trio.sleep_forever()
+
+    with pytest.raises(ConfigError, match="at most one plugin"):
+        PluginHost([plugin(Serving, tmp_path, name=name) for name in ("one", "two")])

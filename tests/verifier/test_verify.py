@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import evidence_factory as factory
 import msgspec
@@ -14,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.tdx_sim.pki import SimPki
+from supervisor.formats.delegation import AliasStatement, ResolvedLayer, resolve_layers
 from supervisor.formats.errors import FormatError
+from supervisor.formats.log_events import StartContainerEvent
+from supervisor.formats.references import LayerReference
 from supervisor.formats.td_body import TdBodyExtension
 from verifier import (
     ImageEntry,
@@ -24,6 +28,7 @@ from verifier import (
     headline,
     parse_policy,
     policy_from_evidence,
+    starts_check,
     verify,
 )
 from verifier.headline import to_believe
@@ -446,6 +451,29 @@ def test_unreadable_input_is_a_format_error(pki: SimPki, policy: Policy) -> None
     ):
         with pytest.raises(FormatError):
             judge(built, policy, **change)
+
+
+def test_one_images_many_starts_are_resolved_once(
+    pki: SimPki, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log holds a hundred thousand starts, manifests as many statements: not each by each."""
+    calls: list[object] = []
+
+    def counted(
+        layers: Sequence[LayerReference], statements: Sequence[AliasStatement]
+    ) -> tuple[ResolvedLayer, ...]:
+        calls.append(layers)
+        return resolve_layers(layers, statements)
+
+    monkeypatch.setattr(starts_check, "resolve_layers", counted)
+    scenario = factory.honest()
+    starts = [event for event in scenario.events if isinstance(event, StartContainerEvent)]
+    seal = scenario.events.pop()
+    scenario.events += [*starts * 3, seal]
+    verdict = judged(scenario, pki, policy)
+    assert verdict.ok
+    assert len(verdict.find("starts.container")) == 4 * len(starts)
+    assert len(calls) == len(starts)
 
 
 def test_a_time_without_a_zone_is_the_callers_mistake(pki: SimPki, policy: Policy) -> None:

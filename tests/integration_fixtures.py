@@ -13,7 +13,7 @@ from plugins.tdx_sim.pki import ensure_pki
 
 
 @pytest.fixture(scope="session")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pki_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pki")
     ensure_pki(folder)
     return folder
@@ -37,8 +37,14 @@ def other(images: ImageMaker) -> Image:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, pki: Path) -> Iterator[Machine]:
-    """A software TD that runs; the daemon is the test's to start."""
-    with machine_in(tmp_path, pki) as machine:
-        machine.power_on()
+def dark_machine(tmp_path: Path, pki_folder: Path) -> Iterator[Machine]:
+    """Nothing runs yet."""
+    with machine_in(tmp_path, pki_folder) as machine:
         yield machine
+
+
+@pytest.fixture
+def machine(dark_machine: Machine) -> Machine:
+    """A software TD that runs; the daemon is the test's to start."""
+    dark_machine.power_on()
+    return dark_machine

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,20 +19,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
-from integration_images import Image
+from integration_images import Image, layers_of, upload_of
 
 from acon.client import Client
-from acon.layer_bytes import hash_layer, open_source
-from acon.loading import LocalLayer
 from plugins.oci_runtime.cgroups import MOUNTINFO, hierarchies
 from plugins.tdx_sim.client import SimRegisters
 from plugins.tdx_sim.collateral import issue
 from plugins.tdx_sim.pki import ensure_pki
-from supervisor.formats.digest import Digest
 from supervisor.formats.event_log import LogRecord, replay, split_log
 from supervisor.formats.evidence import Evidence, decode_evidence, from_base64
 from supervisor.formats.status import Status
-from supervisor.operations import ContainerView, ImageView, ManifestUpload
+from supervisor.operations import ContainerView, ImageView
 from verifier import Verdict, parse_policy, policy_from_evidence, verify
 
 BIN = Path(sys.executable).parent
@@ -75,9 +71,10 @@ class Machine:
     def __init__(self, folder: Path, pki: Path) -> None:
         self.folder = folder
         self.pki = pki
-        # Short, since socket paths are; in memory, as the journal should be; passable.
+        # Short, since socket paths are; passable for containers; and in RAM wherever /run is.
         self.run_dir = Path(tempfile.mkdtemp(prefix="acon-it-", dir="/run"))
-        self.run_dir.chmod(0o711)
+        mount = ["mount", "-t", "tmpfs", "-o", "mode=0711,size=512m", "acon-it", str(self.run_dir)]
+        subprocess.run(mount, check=True)
         self.runtime_dir = self.run_dir / "d"
         self.api = self.runtime_dir / "api.sock"
         self.td_socket = self.run_dir / "td" / "td.sock"
@@ -93,7 +90,8 @@ class Machine:
 
     def write_config(self, *, top: str = "", http: str = "", sim: str = "", more: str = "") -> None:
         self.config.write_text(
-            f'runtime_dir = "{self.runtime_dir}"\nunsafe_allow_swap = true\n{top}\n'
+            f'runtime_dir = "{self.runtime_dir}"\nunsafe_allow_swap = true\n'
+            f"{top}\n"
             f"[plugins]\norder = {json.dumps(PLUGINS)}\n\n"
             f'[plugin.tdx_sim]\nsocket = "{self.td_socket}"\n{sim}\n\n'
             f'[plugin.http_api]\nsocket = "{self.api}"\n{http}\n\n{more}\n'
@@ -212,6 +210,15 @@ class Machine:
 
         self.ask(work)
 
+    def load_layers(self, *images: Image) -> None:
+        """Upload the layers of images that are admitted already."""
+
+        async def work(client: Client) -> None:
+            for layer in layers_of(*images):
+                await client.upload_layer(layer.digest, layer)
+
+        self.ask(work)
+
     def start(self, image: Image, *environment: str) -> ContainerView:
         """Start a container and return how it is listed."""
 
@@ -243,7 +250,7 @@ class Machine:
     def new_policy(self) -> str:
         """What the machine shows now, taken for what is expected."""
         _, raw = self.fetch_evidence()
-        return policy_from_evidence(raw, collateral=self._collateral_json)
+        return policy_from_evidence(raw, collateral=self._collateral)
 
     def judge(
         self,
@@ -260,7 +267,7 @@ class Machine:
             raw,
             parse_policy(policy.encode()),
             nonce=nonce,
-            collateral=self._collateral_json,
+            collateral=self._collateral,
             at=datetime.now(UTC),
             trusted_root_pem=(self.pki / "root.pem").read_bytes(),
             expected_container_key_sha384=key_sha384,
@@ -268,24 +275,29 @@ class Machine:
             expected_container_image_id=image_id,
         )
 
-    @property
-    def _collateral_json(self) -> str:
-        return self._collateral
-
     def register(self) -> bytes:
         """The live register, as the software TD says."""
-        return SimRegisters(self.td_socket, RTMR_INDEX, timeout_s=PATIENCE_S).read()
+        return self._registers.read()
+
+    def extend_behind_its_back(self) -> None:
+        """What any other program in the TD could do."""
+        self._registers.extend(hashlib.sha384(b"somebody else").digest())
+
+    @property
+    def _registers(self) -> SimRegisters:
+        return SimRegisters(self.td_socket, RTMR_INDEX, timeout_s=PATIENCE_S)
 
     def require_agreement(self, policy: str | None = None) -> tuple[LogRecord, ...]:
         """Log, register, images and status agree: verified as a relying party would, and
         compared with the live register. Returns the log's records."""
         nonce, raw = self.fetch_evidence()
-        if policy is None:
-            policy = policy_from_evidence(raw, collateral=self._collateral_json)
-        verdict = self.judge(nonce, raw, policy)
-        assert verdict.ok, failed_checks(verdict)
         records = records_of(decode_evidence(raw))
         assert replay(record.digest_sha384 for record in records) == self.register()
+        # No policy expects that nothing at all may run, so a verdict needs an image.
+        if "AdmitImages" in operations_of(records):
+            expected = policy or policy_from_evidence(raw, collateral=self._collateral)
+            verdict = self.judge(nonce, raw, expected)
+            assert verdict.ok, failed_checks(verdict)
         return records
 
     # --- what must be gone ------------------------------------------------------------------
@@ -305,7 +317,9 @@ class Machine:
             str(self.runtime_dir / "plugins" / "oci_runtime").encode()
         ).hexdigest()[:12]
         roots = hierarchies(MOUNTINFO.read_text())
-        return [root / f"acond-{instance}" for root in roots if (root / f"acond-{instance}").is_dir()]
+        return [
+            root / f"acond-{instance}" for root in roots if (root / f"acond-{instance}").is_dir()
+        ]
 
     def mounts(self) -> list[str]:
         lines = MOUNTINFO.read_text().splitlines()
@@ -354,7 +368,8 @@ class Machine:
                     except subprocess.TimeoutExpired:
                         process.kill()
                         process.wait()
-            shutil.rmtree(self.run_dir, ignore_errors=True)
+            subprocess.run(["umount", "--lazy", str(self.run_dir)], check=True)
+            self.run_dir.rmdir()
 
 
 @contextmanager
@@ -379,28 +394,6 @@ def failed_checks(verdict: Verdict) -> list[str]:
         for check in root.leaves()
         if check.outcome.value == "fail"
     ]
-
-
-def upload_of(image: Image) -> ManifestUpload:
-    signed = image.bundle.signed()
-    return ManifestUpload(
-        manifest=signed.manifest_bytes,
-        signature=signed.signature,
-        certificate_der=signed.certificate_der,
-    )
-
-
-def layers_of(*images: Image) -> list[LocalLayer]:
-    """Every layer of the images, once, ready to be uploaded."""
-    found: dict[Digest, LocalLayer] = {}
-    for image in images:
-        for reference in image.bundle.signed().manifest.layers:
-            if isinstance(reference, Digest) and reference not in found:
-                source = image.bundle.sources()[str(reference)]
-                path = image.bundle.source_path(source)
-                size_bytes = hash_layer(open_source(source, path)).size_bytes
-                found[reference] = LocalLayer(reference, source, path, size_bytes)
-    return list(found.values())
 
 
 def operations_of(records: Sequence[LogRecord]) -> list[str]:

@@ -6,15 +6,20 @@ import io
 import subprocess
 import sys
 import tarfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 from acon import cli
 from acon.bundle import Bundle
+from acon.layer_bytes import hash_layer, open_source
+from acon.loading import LocalLayer
+from supervisor.formats.digest import Digest
+from supervisor.operations import ManifestUpload
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "demo"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "demo"))
 
-import oci  # noqa: E402 - the examples are no package
+import oci
 
 BUSYBOX = Path("/bin/busybox")
 # What the scripts use; each is a link to busybox.
@@ -98,8 +103,31 @@ class ImageMaker:
         return Image(name, Bundle(bundle))
 
 
+def upload_of(image: Image) -> ManifestUpload:
+    signed = image.bundle.signed()
+    return ManifestUpload(
+        manifest=signed.manifest_bytes,
+        signature=signed.signature,
+        certificate_der=signed.certificate_der,
+    )
+
+
+def layers_of(*images: Image) -> list[LocalLayer]:
+    """Every layer of the images, once, ready to be uploaded."""
+    found: dict[Digest, LocalLayer] = {}
+    for image in images:
+        for reference in image.bundle.signed().manifest.layers:
+            if isinstance(reference, Digest) and reference not in found:
+                source = image.bundle.sources()[str(reference)]
+                path = image.bundle.source_path(source)
+                size_bytes = hash_layer(open_source(source, path)).size_bytes
+                found[reference] = LocalLayer(reference, source, path, size_bytes)
+    return list(found.values())
+
+
 def _run(*words: object) -> None:
-    code = cli.main([str(word) for word in words])
+    with redirect_stdout(io.StringIO()):  # not 100 lines with every failure
+        code = cli.main([str(word) for word in words])
     assert code == 0, words
 
 

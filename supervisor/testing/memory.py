@@ -1,47 +1,21 @@
-"""What a plugin author needs to test a plugin without hardware, mounts or processes.
-
-`Owner` signs manifests as an image owner would; `in_memory_plugin` is a whole software
-machine (register, quotes, layer store, runtime) that keeps everything in memory;
-`running` runs a real supervisor around it and the plugin under test.
-
-    async with running([in_memory_plugin(tmp_path), plugin(MyPlugin, tmp_path)], tmp_path) as s:
-        await s.admit([Owner("me").sign(manifest(name="app:1"))])
-
-Nothing here proves anything to a relying party: the quotes are signed by nobody.
-"""
+"""A whole machine in memory: register, quotes, layer store and runtime."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
-import structlog
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from supervisor.config import Config, parse_config
 from supervisor.context import PluginContext
 from supervisor.errors import RuntimeFailed
-from supervisor.formats import canonical_json
-from supervisor.formats.digest import Digest, digest_of
+from supervisor.formats.digest import Digest
 from supervisor.formats.event_log import ZERO_REGISTER, extend
-from supervisor.formats.log_events import Component
 from supervisor.formats.quote import QuoteAuth, build_header, pack_quote
-from supervisor.formats.signature import sign_manifest, signer_id_of
 from supervisor.formats.td_body import build_td10_body
+from supervisor.formats.td_report import TdReport, pack_td_report
 from supervisor.hookspecs import hookimpl
-from supervisor.measurement import RunBlocking
-from supervisor.operations import ManifestUpload
-from supervisor.plugin_contract import check_plugin_class
-from supervisor.plugin_host import LoadedPlugin, PluginHost
 from supervisor.proofs import StartReceipt, StoredLayer, VerifiedLayer
 from supervisor.seams import (
     ContainerSpec,
@@ -52,58 +26,11 @@ from supervisor.seams import (
     Rootfs,
     RunningContainer,
 )
-from supervisor.service import Supervisor, run_supervisor
 
-CERTIFICATE_DAYS = 365
-T = TypeVar("T")
-
-
-class Owner:
-    """Somebody who signs manifests, with a P-384 key and a self-signed certificate."""
-
-    def __init__(self, name: str) -> None:
-        self.key = ec.generate_private_key(ec.SECP384R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        begin = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(self.key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(begin)
-            .not_valid_after(begin + datetime.timedelta(days=CERTIFICATE_DAYS))
-            .sign(self.key, hashes.SHA384())
-        )
-        self.certificate_der = certificate.public_bytes(serialization.Encoding.DER)
-        self.signer = signer_id_of(self.certificate_der)
-
-    def sign(self, manifest_bytes: bytes) -> ManifestUpload:
-        """The signed image, ready for `admit`."""
-        return ManifestUpload(
-            manifest=manifest_bytes,
-            signature=sign_manifest(manifest_bytes, self.key, self.certificate_der),
-            certificate_der=self.certificate_der,
-        )
-
-
-def manifest(
-    *, name: str, layers: Sequence[str] | None = None, accepts: Sequence[str] = (), **fields: object
-) -> bytes:
-    """Canonical bytes of an executable image's manifest; `fields` are added as they are."""
-    return canonical_json.encode_go(
-        {
-            "aconSpecVersion": [1, 0],
-            "layers": [str(digest_of("sha384", name.encode()))] if layers is None else list(layers),
-            "aliases": {"self": {".": [name]}},
-            "entrypoint": ["/bin/true"],
-            "policy": {"accepts": list(accepts), "rejectUnaccepted": bool(accepts)},
-            **fields,
-        }
-    )
-
-
-# --- a machine in memory ---------------------------------------------------------------------
+# SEPT_VE_DISABLE alone, x87 and SSE alone: what any real TD has.
+TD_ATTRIBUTES = (1 << 28).to_bytes(8, "little")
+XFAM = (3).to_bytes(8, "little")
+MR_TD = hashlib.sha384(b"in memory").digest()
 
 
 class MemoryRegisters:
@@ -140,11 +67,11 @@ class MemoryQuotes:
         self.made += 1
         body = build_td10_body(
             tee_tcb_svn=bytes(16),
-            mr_td=hashlib.sha384(b"in memory").digest(),
-            rtmrs=(ZERO_REGISTER, ZERO_REGISTER, ZERO_REGISTER, self._registers.value),
+            mr_td=MR_TD,
+            rtmrs=self._rtmrs(),
             report_data=report_data,
-            td_attributes=(1 << 28).to_bytes(8, "little"),
-            xfam=(3).to_bytes(8, "little"),
+            td_attributes=TD_ATTRIBUTES,
+            xfam=XFAM,
         )
         auth = QuoteAuth(
             signature=bytes(64),
@@ -157,7 +84,32 @@ class MemoryQuotes:
         return pack_quote(build_header(version=4), body, auth)
 
     async def td_report(self, report_data: bytes) -> bytes:
-        return bytes(128) + report_data + bytes(832)
+        await trio.sleep(self.delay_s)
+        return pack_td_report(
+            TdReport(
+                version=0,
+                cpu_svn=bytes(16),
+                report_data=report_data,
+                mac=bytes(32),
+                valid=bytes(8),
+                tee_tcb_svn=bytes(16),
+                mr_seam=bytes(48),
+                mr_signer_seam=bytes(48),
+                seam_attributes=bytes(8),
+                tee_tcb_svn2=bytes(16),
+                td_attributes=TD_ATTRIBUTES,
+                xfam=XFAM,
+                mr_td=MR_TD,
+                mr_config_id=bytes(48),
+                mr_owner=bytes(48),
+                mr_owner_config=bytes(48),
+                rtmrs=self._rtmrs(),
+                servtd_hash=bytes(48),
+            )
+        )
+
+    def _rtmrs(self) -> tuple[bytes, bytes, bytes, bytes]:
+        return (ZERO_REGISTER, ZERO_REGISTER, ZERO_REGISTER, self._registers.value)
 
     async def boot_event_log(self) -> bytes | None:
         return None
@@ -333,83 +285,3 @@ class InMemory:
     @hookimpl
     async def container_runtime(self) -> MemoryRuntime:
         return self.runtime
-
-
-# --- a supervisor around it --------------------------------------------------------------------
-
-
-def plugin(
-    plugin_class: type,
-    runtime_dir: Path,
-    *,
-    name: str | None = None,
-    table: Mapping[str, object] | None = None,
-) -> LoadedPlugin:
-    """Make a plugin as the daemon would, without installing it; its digest is zeros.
-
-    Raises what the daemon would: `PluginContractError`, `msgspec.ValidationError`.
-    """
-    known_as = name or plugin_class.__name__.lower()
-    config_class = check_plugin_class(known_as, plugin_class)
-    config = msgspec.convert(dict(table or {}), config_class)
-    folder = runtime_dir / "plugins" / known_as
-    folder.mkdir(parents=True, exist_ok=True)
-    context = PluginContext(
-        name=known_as,
-        runtime_dir=folder,
-        log=structlog.stdlib.get_logger(known_as),
-        report=lambda event: None,
-    )
-    return LoadedPlugin(
-        name=known_as,
-        plugin=plugin_class(config, context),
-        config=config,
-        component=Component(
-            name=known_as,
-            version="0",
-            digest_sha384="00" * 48,
-            role="plugin",
-            distribution="not installed",
-        ),
-    )
-
-
-def in_memory_plugin(runtime_dir: Path) -> LoadedPlugin:
-    """A machine in memory; `.plugin` is its `InMemory`."""
-    return plugin(InMemory, runtime_dir, name="in_memory")
-
-
-def config_for(plugins: Sequence[LoadedPlugin], runtime_dir: Path, toml: str = "") -> Config:
-    """A configuration that names these plugins; `toml` adds further tables."""
-    names = ", ".join(f'"{loaded.name}"' for loaded in plugins)
-    text = f'runtime_dir = "{runtime_dir}"\n[plugins]\norder = [{names}]\n{toml}'
-    return parse_config(text)
-
-
-async def run_at_once(function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
-    """A `RunBlocking` without a thread; a checkpoint before, none inside or after."""
-    await trio.lowlevel.checkpoint()
-    return function()
-
-
-@asynccontextmanager
-async def running(
-    plugins: Sequence[LoadedPlugin],
-    runtime_dir: Path,
-    toml: str = "",
-    *,
-    run_blocking: RunBlocking = run_at_once,
-) -> AsyncIterator[Supervisor]:
-    """A real supervisor around these plugins, shut down in order at exit.
-
-    Measuring work runs in the event loop's thread unless `run_blocking` says otherwise, so
-    that `autojump_clock` does not take a working thread for idleness.
-    """
-    config = config_for(plugins, runtime_dir, toml)
-    host = PluginHost(plugins, gate_timeout_s=config.gates.timeout_s)
-    async with trio.open_nursery() as nursery:
-        supervisor: Supervisor = await nursery.start(run_supervisor, config, host, run_blocking)
-        try:
-            yield supervisor
-        finally:
-            nursery.cancel_scope.cancel()

@@ -1,0 +1,222 @@
+"""Every benchmark still runs, says what it measured, and leaves nothing. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from benchmarks import (
+    admission,
+    daemon_start,
+    hook_calls,
+    measuring,
+    ram,
+    report,
+    starts,
+    verifying,
+)
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.figures import CannotMeasure, Figure, Goal, Section
+from benchmarks.ram import ram_folder
+from plugins.oci_runtime.cgroups import MOUNTINFO, hierarchies
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MACHINE = report.MachineWords(
+    cores=2,
+    architecture="x86_64",
+    kernel="Linux 6.1",
+    python="3.11.2",
+    runc="1.1.5",
+    podman=None,
+    load_at_start=0.25,
+)
+AT = datetime(2026, 1, 15, tzinfo=UTC)
+
+
+def traces() -> set[str]:
+    """Mounts, folders and control groups of benchmarks."""
+    found = {
+        line.split()[1]
+        for line in Path("/proc/self/mounts").read_text().splitlines()
+        if "acon-bench-" in line
+    }
+    for folder in (Path("/dev/shm"), Path("/run"), *hierarchies(MOUNTINFO.read_text())):
+        found |= {str(path) for path in folder.glob("acon*-bench-*")}
+    return found
+
+
+def figures_of(benchmark: Callable[[], Section]) -> dict[str, Figure]:
+    before = traces()
+    section = benchmark()
+    assert traces() <= before, "it cleans up after itself"
+    assert section.name in BENCHMARKS
+    figures = {figure.name: figure for figure in section.figures}
+    assert len(figures) == len(section.figures), "no two figures have one name"
+    for figure in figures.values():
+        assert math.isfinite(figure.value) and figure.value > 0, figure
+    return figures
+
+
+def test_hook_calls_are_counted_by_call_and_by_walk() -> None:
+    figures = figures_of(lambda: hook_calls.run(walks=5, rounds=1))
+    calls, walks = figures["calls"], figures["walks through all 8"]
+    assert calls.value == pytest.approx(8 * walks.value)
+    assert calls.goal == Goal(at_least=50_000)
+
+
+def test_admission_is_measured_on_one_core_and_the_others_come_back() -> None:
+    before = os.sched_getaffinity(0)
+    figures = figures_of(lambda: admission.run(images=6))
+    assert os.sched_getaffinity(0) == before
+    assert figures["admissions in a second of one core"].goal == Goal(at_least=300)
+
+
+def test_measuring_is_compared_with_a_bare_extension() -> None:
+    figures = figures_of(lambda: measuring.run(events=3))
+    ratio = (
+        figures["measured event, software TD"].value / figures["bare extension, software TD"].value
+    )
+    assert figures["measured beside bare"].value == pytest.approx(ratio)
+
+
+def test_verifying_is_compared_with_what_nobody_can_leave_out() -> None:
+    assert "whole beside both" in figures_of(lambda: verifying.run(rounds=1))
+
+
+@pytest.mark.root
+def test_the_daemons_start_and_memory_are_measured() -> None:
+    figures = figures_of(lambda: daemon_start.run(rounds=1))
+    assert figures["ready"].goal == Goal(at_most=1.0)
+    assert figures["resident (VmRSS)"].goal == Goal(at_most=64.0)
+    assert figures["of it its own share (PSS)"].value <= figures["resident (VmRSS)"].value
+
+
+@pytest.mark.root
+def test_starts_are_compared_with_the_runtime_alone() -> None:
+    figures = figures_of(lambda: starts.run(rounds=1, rounds_at_once=1))
+    assert "one start, acond beside runc" in figures
+    assert "8 starts at once, acond beside runc" in figures
+
+
+@pytest.mark.root
+def test_an_interrupted_comparison_leaves_nothing(tmp_path: Path) -> None:
+    before = traces()
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", "starts"],
+            cwd=REPOSITORY,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        # It is in the middle of it once it has made control groups of its own.
+        while not any("acond-bench-" in trace for trace in traces() - before):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(120) == 130, (tmp_path / "output").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert traces() <= before
+
+
+@pytest.mark.root
+def test_a_ram_folder_is_mounted_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ram, "PLACES", ())
+    before = traces()
+    with ram_folder() as folder:
+        assert any(trace == str(folder) for trace in traces() - before), "it is a mount"
+    assert not folder.exists()
+    assert traces() <= before
+
+
+def test_a_ram_folder_goes_also_when_its_user_fails() -> None:
+    with pytest.raises(ZeroDivisionError), ram_folder() as folder:
+        (folder / "file").write_bytes(b"x")
+        raise ZeroDivisionError
+    assert not folder.exists()
+
+
+# --- the page -------------------------------------------------------------------------------
+
+
+def section(*figures: Figure, left_out: tuple[str, ...] = ()) -> Section:
+    return Section(
+        name="some", title="Something", method="As it is.", figures=figures, left_out=left_out
+    )
+
+
+def test_the_page_says_of_each_goal_whether_it_was_met() -> None:
+    page = report.render(
+        [
+            section(
+                Figure(name="fast", value=400, unit="a second", goal=Goal(at_least=300)),
+                Figure(name="slow", value=2.5, unit="s", goal=Goal(at_most=1)),
+                Figure(name="free", value=12_345.6, unit="a second"),
+            )
+        ],
+        MACHINE,
+        AT,
+    )
+    assert "| fast | 400 a second | at least 300 a second | yes |" in page
+    assert "| slow | 2.5 s | at most 1 s | **no** |" in page
+    assert "| free | 12,300 a second |  |  |" in page
+    assert "2026-01-15" in page and "./run bench" in page
+    assert "2 cores (x86_64), Linux 6.1, Python 3.11.2, runc 1.1.5" in page
+
+
+def test_the_page_says_what_was_left_out_and_why() -> None:
+    page = report.render([section(left_out=("podman: it is not installed",))], MACHINE, AT)
+    assert "Left out: podman: it is not installed" in page
+
+
+def test_the_machines_words_hold_no_name_of_it() -> None:
+    words = str(report.describe_machine())
+    assert platform.node() not in words.split()
+    assert platform.python_version() in words
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def impossible() -> Section:
+    raise CannotMeasure("needs a machine that is not this one")
+
+
+def test_the_command_writes_the_page_only_when_all_ran(tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "performance.md"
+    figure = Figure(name="fast", value=400, unit="a second", goal=Goal(at_least=300))
+    benchmarks = {"some": lambda: section(figure), "other": lambda: section()}
+    out = tmp_path / "figures.json"
+    assert main(["some", "--json", str(out)], benchmarks=benchmarks, page=page) == 0
+    assert not page.exists()
+    assert json.loads(out.read_bytes())["sections"][0]["figures"][0]["value"] == 400
+    assert main([], benchmarks=benchmarks, page=page) == 0
+    assert "| fast | 400 a second |" in page.read_text()
+
+
+def test_what_cannot_run_here_fails_the_command_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "performance.md"
+    assert main([], benchmarks={"impossible": impossible}, page=page) == 1
+    assert "needs a machine that is not this one" in page.read_text()
+    assert "needs a machine that is not this one" in capsys.readouterr().out
+
+
+def test_an_unknown_benchmark_is_wrong_usage() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["no-such-benchmark"])
+    assert caught.value.code == 2
