@@ -63,7 +63,7 @@ def refuse_disk(path: Path, mounts: Path = PROC_MOUNTS) -> None:
     if kind not in RAM_FILE_SYSTEMS:
         raise ConfigError(
             f"$.runtime_dir: {path}",
-            "must lie in RAM: hosts change disks (or unsafe_allow_runtime_dir_on_disk)",
+            "must lie in RAM; mount a tmpfs there (or unsafe_allow_runtime_dir_on_disk)",
             expected=" or ".join(sorted(RAM_FILE_SYSTEMS)),
             actual=kind,
         )

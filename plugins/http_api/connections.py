@@ -171,10 +171,6 @@ class HttpServer:
         self._live: set[Connection] = set()
         self._drained = trio.Event()  # set when the last connection ends after accepting has
 
-    @property
-    def connection_count(self) -> int:
-        return len(self._live)
-
     async def serve(
         self,
         listeners: Sequence[HttpListener],

@@ -41,7 +41,6 @@ MR_OWNER_CONFIG = sha384(b"SIMULATION: MROWNERCONFIG")
 
 # --- quoting enclave: QE report, QE identity -----------------------------------------------
 
-QE_VENDOR_ID = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")  # Intel's: verifiers insist
 QE_MR_ENCLAVE = hashlib.sha256(b"SIMULATION: TD quoting enclave").digest()
 QE_MR_SIGNER = hashlib.sha256(b"SIMULATION: signer of the TD quoting enclave").digest()
 QE_MISC_SELECT = 0
