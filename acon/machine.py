@@ -17,7 +17,13 @@ import msgspec
 
 from plugins.oci_runtime.probe import CANDIDATES, PROBE_EXIT_CODE, SEARCH_PATH, exit_program
 from supervisor.errors import Refusal
-from supervisor.ram import PROC_SWAPS, active_swap
+from supervisor.ram import (
+    PROC_MOUNTS,
+    PROC_SWAPS,
+    RAM_FILE_SYSTEMS,
+    active_swap,
+    file_system_of,
+)
 
 _TRIAL_TIMEOUT_S = 30
 _TDX_INTERFACES = (
@@ -43,6 +49,7 @@ def examine() -> list[Finding]:
         _python(),
         _kernel(),
         _swap(),
+        _runtime_folder(),
         *_needing_root(),
         *(_tdx(path, use) for path, use in _TDX_INTERFACES),
     ]
@@ -73,6 +80,22 @@ def _swap() -> Finding:
         ", ".join(areas) or "none, or zram only",
         "swapoff -a: layers and secrets in RAM must not reach a disk that the host sees "
         "(unsafe_allow_swap for trying things)",
+    )
+
+
+def _runtime_folder() -> Finding:
+    """Where the daemon keeps its folder unless `runtime_dir` says otherwise."""
+    usual = Path("/run/acond")
+    nearest = usual if usual.is_dir() else usual.parent
+    try:
+        kind = file_system_of(nearest, PROC_MOUNTS.read_text(encoding="utf-8"))
+    except (OSError, ValueError, IndexError) as error:
+        return Finding("runtime folder", "missing", f"nobody can tell: {error}", "mount /proc")
+    return Finding(
+        "runtime folder",
+        "ok" if kind in RAM_FILE_SYSTEMS else "missing",
+        f"{nearest} is on {kind}",
+        f"mkdir -p {usual} && mount -t tmpfs -o mode=711 acond {usual}: it must be in RAM",
     )
 
 
