@@ -101,13 +101,14 @@ def _failure(error: Exception, *, as_json: bool) -> int:
     elif isinstance(error, OSError):
         code = WRONG_USAGE
         item = str(error.filename) if error.filename is not None else "input"
-        facts = UsageError(item, "must be readable or writable", actual=error.strerror).to_dict()
+        facts = UsageError(item, "cannot be read or written", actual=error.strerror).to_dict()
     else:
         raise error
     if as_json:
         write_json({"error": facts})
     else:
-        word = "refused" if code == FAILED else "error"
+        # Nobody refused anything where no daemon answered.
+        word = "refused" if code == FAILED and facts["kind"] != "connection" else "error"
         remark(f"acon: {word}: {facts['message']}")
     return code
 

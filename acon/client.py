@@ -325,7 +325,9 @@ class Client:
         cause = _os_error(error)
         if cause is not None:
             hint = _HINTS.get(cause.errno or 0, hint)
-        return ConnectionFailed(self._where, hint, actual=cause or error)
+        return ConnectionFailed(
+            self._where, hint, actual=error if cause is None else cause.strerror or cause
+        )
 
 
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "acon"}

@@ -28,7 +28,7 @@ def expand_signer(text: str, *, item: str, default_rest: str | None = None) -> s
     if text.count("/") != 2:
         raise UsageError(
             item,
-            "must be HASH/SIGNER/NAME, or a certificate file and a name",
+            "must be HASH/SIGNER/NAME, or a certificate file that is there, and a name",
             expected="sha384/HEX/NAME or cert.der:NAME",
             actual=text,
         )

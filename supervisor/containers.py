@@ -36,18 +36,18 @@ from supervisor.layers import Layers
 from supervisor.measurement import Measurement
 from supervisor.operations import ContainerView
 from supervisor.plugin_host import PluginHost
-from supervisor.seam_guard import seam
+from supervisor.seam_guard import require_type, seam, undo
 from supervisor.seams import (
     ContainerRuntime,
     ContainerSpec,
     ExitStatus,
     LayerStore,
+    Rootfs,
+    RunningContainer,
 )
 
 # Each round lost means that a vendor's newer image was admitted meanwhile.
 START_ROUNDS = 8
-# What undoing a container may take before its remains are left to the next start.
-CLEANUP_TIMEOUT_S = 30
 SIGTERM = 15
 # user_namespaces(7): a map has at most 340 lines, and one of them is for id 0.
 MAX_UIDS = 339
@@ -224,6 +224,7 @@ class Containers:
                 id_map=container.id_map,
                 writable=manifest.writable_fs,
             )
+        require_type(rootfs, Rootfs, item=container.image_id)
         try:
             socket_path = self._socket_dir / f"{container.container_id}.sock"
             with container_socket(socket_path) as listener:
@@ -244,14 +245,14 @@ class Containers:
                 async with background(lambda: self._serve(listener, container)):
                     await self._run_process(container, spec, confirm)
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEANUP_TIMEOUT_S):
-                await rootfs.close()
+            await undo(container.image_id, "the root's close", rootfs.close)
 
     async def _run_process(
         self, container: Container, spec: ContainerSpec, confirm: Callable[[], None]
     ) -> None:
         with seam(spec.image_id, "the runtime's start"):
             running = await self._runtime.start(spec, container.start.receipt)
+        require_type(running, RunningContainer, item=spec.image_id)
         try:
             container.running = running
             confirm()
@@ -262,13 +263,12 @@ class Containers:
             )
             container.exit = await running.wait()
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEANUP_TIMEOUT_S):
-                await running.destroy()
+            await undo(spec.image_id, "the container's destroy", running.destroy)
 
     async def _serve(self, listener: trio.SocketListener, container: Container) -> None:
         try:
             await self._serve_socket(listener, container)
-        except Exception as error:
+        except* Exception as error:  # also beside a Cancelled, which goes on
             log.error(
                 "container socket failed", container_id=container.container_id, error=repr(error)
             )
@@ -326,7 +326,8 @@ class Containers:
         first = signals[0] if signals and signals[0] else SIGTERM
         if container.running is not None:
             try:
-                await container.running.signal(abs(first), whole_group=first < 0)
+                with seam(container.image_id, "the runtime's signal"):
+                    await container.running.signal(abs(first), whole_group=first < 0)
             except Refusal as error:
                 log.warning("stop failed", container_id=container.container_id, error=str(error))
         await container.ended.wait()

@@ -23,11 +23,12 @@ from supervisor.config import (
     effective_table,
     read_config,
 )
-from supervisor.errors import ConfigError, Refusal
+from supervisor.errors import Refusal
 from supervisor.events import Event
 from supervisor.formats.log_events import StartEvent, encode_event
 from supervisor.plugin_host import PluginHost, host_for, load_plugins
-from supervisor.ram import refuse_active_swap, refuse_disk
+from supervisor.ram import refuse_active_swap
+from supervisor.runtime_dir import held, prepare_runtime_dir
 from supervisor.service import run_supervisor
 
 EXIT_REFUSED = 1
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _configure_logging(config.log_level)
         relay = _Relay()
         if not inspecting:
-            _prepare_runtime_dir(config)
+            prepare_runtime_dir(config)
             if not config.unsafe_allow_swap:
                 refuse_active_swap()
         plugins = load_plugins(config, report=relay.emit, make_dirs=not inspecting)
@@ -95,17 +96,6 @@ class _Relay:
             self.host.emit(event)
 
 
-def _prepare_runtime_dir(config: Config) -> None:
-    path = Path(config.runtime_dir)
-    try:
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        path.chmod(0o711)
-    except OSError as error:
-        raise ConfigError("$.runtime_dir", "must be a folder of ours", actual=error) from error
-    if not config.unsafe_allow_runtime_dir_on_disk:
-        refuse_disk(path)
-
-
 def _toml(table: dict[str, object]) -> str:
     return tomli_w.dumps(_without_nulls(table))
 
@@ -130,7 +120,8 @@ def _identity(host: PluginHost, effective: str) -> str:
 def _run(config: Config, host: PluginHost) -> int:
     log = structlog.stdlib.get_logger("supervisor.daemon")
     try:
-        trio.run(_serve_until_signal, config, host)
+        with held(Path(config.runtime_dir)):
+            trio.run(_serve_until_signal, config, host)
     except Exception as failure:
         for error in _leaves(failure):
             if isinstance(error, Refusal):
@@ -186,9 +177,15 @@ def _tell_service_manager(text: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect("\0" + address[1:] if address.startswith("@") else address)
-        sender.send(text.encode())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.connect("\0" + address[1:] if address.startswith("@") else address)
+            sender.send(text.encode())
+    except OSError as error:
+        # Whoever waits for it gives up on us; nobody else should suffer.
+        log = structlog.stdlib.get_logger("supervisor.daemon")
+        log.warning("the service manager cannot be told", address=address, error=repr(error))
 
 
 def _configure_logging(level: str) -> None:

@@ -37,7 +37,7 @@ from supervisor.journal import JournalEntry, attachments_of
 from supervisor.measurement import Measurement
 from supervisor.operations import AconReport
 from supervisor.plugin_host import PluginHost
-from supervisor.seam_guard import deadline, seam
+from supervisor.seam_guard import deadline, require_type, seam
 from supervisor.seams import QuoteSource
 
 REPORT_DATA_BYTES = 64
@@ -166,6 +166,7 @@ class EvidenceMaker:
     async def _quote(self, report_data: bytes) -> tuple[bytes, tuple[JournalEntry, ...]]:
         with self._deadline(), seam("quote", "the quote source"):
             raw = await self._quotes.quote(report_data)
+        require_type(raw, bytes, item="quote")
         try:
             body = parse_quote(raw).body
         except FormatError as error:
@@ -175,6 +176,7 @@ class EvidenceMaker:
     async def _td_report(self, report_data: bytes) -> tuple[bytes, tuple[JournalEntry, ...]]:
         with self._deadline(), seam("TDREPORT", "the quote source"):
             raw = await self._quotes.td_report(report_data)
+        require_type(raw, bytes, item="TDREPORT")
         try:
             body = body_of_report(parse_td_report(raw), td15=False)
         except FormatError as error:

@@ -13,11 +13,8 @@ from supervisor.events import LayerFetched, LayerVerified, LoadRefused
 from supervisor.formats.digest import Digest
 from supervisor.plugin_host import PluginHost
 from supervisor.proofs import StoredLayer, VerifiedLayer
-from supervisor.seam_guard import deadline, seam
+from supervisor.seam_guard import deadline, require_type, seam, undo
 from supervisor.seams import LayerStore, LayerUpload, OciBlob
-
-# Cleaning up after a refusal must not hold a cancelled caller for ever.
-CLEANUP_TIMEOUT_S = 30
 
 
 class Layers:
@@ -77,8 +74,7 @@ class Layers:
                 await self._accept(expected, stored)
         finally:
             # After a successful finish this is a no-op by contract.
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEANUP_TIMEOUT_S):
-                await upload.abort()
+            await undo(str(expected), "the layer store's abort", upload.abort)
 
     async def fetch(self, expected: Digest, source: OciBlob) -> None:
         """Bring a layer in. Two fetches of one layer share one transfer.
@@ -109,6 +105,7 @@ class Layers:
             done.set()
 
     async def _accept(self, expected: Digest, stored: StoredLayer) -> None:
+        require_type(stored, StoredLayer, item=str(expected))
         try:
             if stored.expected != expected:
                 raise RuntimeFailed(
@@ -134,8 +131,9 @@ class Layers:
             with seam(str(expected), "the layer store's prepare"):
                 await self._store.prepare(layer)
         except BaseException:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEANUP_TIMEOUT_S):
-                await self._store.discard(stored)
+            await undo(
+                str(expected), "the layer store's discard", lambda: self._store.discard(stored)
+            )
             raise
         self._verified[expected] = layer
         self._host.emit(LayerVerified(digest=str(expected), size_bytes=stored.size_bytes))

@@ -91,6 +91,8 @@ async def container_tasks(containers: Containers) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            with trio.CancelScope(shield=True):
-                await containers.stop_all()
-            scope.cancel()
+            try:
+                with trio.CancelScope(shield=True):
+                    await containers.stop_all()
+            finally:  # else its shield would keep them, and us, for ever
+                scope.cancel()

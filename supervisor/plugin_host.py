@@ -107,7 +107,7 @@ def _load(
     context = PluginContext(
         name=name,
         runtime_dir=runtime_dir,
-        log=structlog.stdlib.get_logger(f"plugins.{name}"),
+        log=structlog.stdlib.get_logger(plugin=name),
         report=report,
     )
     try:
@@ -197,11 +197,12 @@ class PluginHost:
         """
         for plugin, function, names in self._implementations[hook]:
             answer: object
-            with trio.move_on_after(self._hook_timeout_s) as scope:
-                try:
+            # Outside the scope: cancelled at the deadline, it may fail besides.
+            try:
+                with trio.move_on_after(self._hook_timeout_s) as scope:
                     answer = await function(event) if names else await function()
-                except Exception as error:
-                    answer = self._failed(plugin, hook, f"{type(error).__name__}: {error}")
+            except Exception as error:
+                answer = self._failed(plugin, hook, f"{type(error).__name__}: {error}")
             # `cancel_called`, not a timeout exception: a plugin that swallows Cancelled
             # would otherwise still have its late Allow counted.
             if scope.cancel_called:
@@ -298,11 +299,11 @@ class PluginHost:
     ) -> None:
         async with receiver:
             async for event in receiver:
-                with trio.move_on_after(self._hook_timeout_s) as scope:
-                    try:
+                try:
+                    with trio.move_on_after(self._hook_timeout_s) as scope:
                         await (function(event) if wants_event else function())
-                    except Exception as error:
-                        self._failed(plugin, "observe", f"{type(error).__name__}: {error}")
+                except Exception as error:
+                    self._failed(plugin, "observe", f"{type(error).__name__}: {error}")
                 if scope.cancel_called:
                     self._failed(plugin, "observe", f"hung for {self._hook_timeout_s:g} s")
 

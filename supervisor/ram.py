@@ -6,6 +6,8 @@ put RAM on one. Both are refused at the start.
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from supervisor.errors import ConfigError
@@ -46,10 +48,17 @@ def file_system_of(path: Path, mounts: str) -> str:
     best, found = -1, "unknown"
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
-        point = Path(left.split()[4].encode().decode("unicode_escape"))
+        point = Path(_unescaped(left.split()[4]))
         if resolved.is_relative_to(point) and len(point.parts) >= best:
             best, found = len(point.parts), right.split()[0]
     return found
+
+
+def _unescaped(point: str) -> str:
+    """proc(5) writes blanks and backslashes as octal numbers, and all other bytes as they are."""
+    return os.fsdecode(
+        re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), os.fsencode(point))
+    )
 
 
 def refuse_disk(path: Path, mounts: Path = PROC_MOUNTS) -> None:

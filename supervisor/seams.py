@@ -84,6 +84,7 @@ class IdMap(msgspec.Struct, frozen=True, kw_only=True):
         return dict(self.pairs)[0]
 
 
+@runtime_checkable
 class Rootfs(Protocol):
     """A mounted root for one container."""
 
@@ -154,6 +155,7 @@ class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None = None
 
 
+@runtime_checkable
 class RunningContainer(Protocol):
     """A container that was started. `destroy` must be called, also after it exited."""
 

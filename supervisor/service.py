@@ -21,10 +21,17 @@ from supervisor.admission import Admission
 from supervisor.config import Config, config_digest_sha384, effective_config
 from supervisor.container import Container
 from supervisor.containers import Containers, missing_layers
-from supervisor.errors import ConfigError, PluginContractError, Refusal
+from supervisor.errors import (
+    ConfigError,
+    FormatError,
+    PluginContractError,
+    Refusal,
+    RuntimeFailed,
+)
 from supervisor.events import MeasurementStopped
 from supervisor.evidence import EvidenceMaker
 from supervisor.formats.digest import Digest
+from supervisor.formats.event_log import assemble_log
 from supervisor.formats.evidence import RequestContainer
 from supervisor.formats.log_events import StartEvent
 from supervisor.formats.status import ContainerStatus, ImageStatus, Status, encode_status
@@ -40,7 +47,7 @@ from supervisor.operations import (
 )
 from supervisor.ordered_tasks import container_tasks, observers, plugin_task
 from supervisor.plugin_host import PluginHost
-from supervisor.seam_guard import deadline, seam
+from supervisor.seam_guard import deadline, require_type, seam
 from supervisor.seams import (
     ContainerRuntime,
     LayerStore,
@@ -365,7 +372,15 @@ async def _assemble(
 async def _boot_log(quotes: QuoteSource, timeout_s: float) -> bytes | None:
     item = "boot event log"
     with deadline(item, "must be read in time", timeout_s), seam(item, "reading it"):
-        return await quotes.boot_event_log()
+        boot_log = await quotes.boot_event_log()
+    if boot_log is not None:
+        require_type(boot_log, bytes, item=item)
+        try:
+            assemble_log(boot_log, ())
+        except FormatError as error:
+            # Here, once: else every asker would be told that the request is malformed.
+            raise RuntimeFailed(item, "cannot be parsed", actual=error) from error
+    return boot_log
 
 
 async def _provided(host: PluginHost, hook: str, seam_type: type[T]) -> T:
@@ -387,7 +402,10 @@ def _require_seam(provided: object, seam_type: type[T]) -> T:
 def _make_socket_dir(config: Config) -> Path:
     # Others may pass through to a socket that they were given, but not list.
     path = Path(config.runtime_dir, "sockets")
-    path.mkdir(mode=0o711, parents=True, exist_ok=True)
-    for stale in path.iterdir():
-        stale.unlink()
+    try:
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for stale in path.iterdir():
+            stale.unlink()
+    except OSError as error:
+        raise RuntimeFailed(str(path), "must hold our sockets only", actual=error) from error
     return path

@@ -49,11 +49,10 @@ def _failed(verdict: Verdict) -> str:
     else:
         ground = ""
     if failures:
-        first = (
-            f"{len(failures)} of the checks failed, first: {failures[0].title} ({failures[0].id})."
-        )
+        number = "One check" if len(failures) == 1 else f"{len(failures)} checks, among them one"
+        first = f'{number} failed. This does not hold: "{failures[0].title}" ({failures[0].id}).'
     else:
-        first = f"Not checked, though needed: {unmade[0].title} ({unmade[0].id})."
+        first = f'Not checked, though needed: "{unmade[0].title}" ({unmade[0].id}).'
     return f"FAILED. {ground}{first} Send it nothing."
 
 

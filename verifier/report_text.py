@@ -263,7 +263,7 @@ def _tree(page: _Page, check: Check, *, indent: int) -> None:
         if page.details:
             _leaf(page, check, indent=indent)
         else:
-            page.mark(check.outcome, page.digest(f"{check.title} ({check.id})"), indent=indent)
+            page.mark(check.outcome, page.digest(_said(check)), indent=indent)
         return
     leaves = list(check.leaves())
     passed = sum(1 for leaf in leaves if leaf.outcome is Outcome.PASS)
@@ -274,8 +274,14 @@ def _tree(page: _Page, check: Check, *, indent: int) -> None:
             _tree(page, child, indent=indent + 2)
 
 
+def _said(leaf: Check) -> str:
+    """A check's title says what must hold; where it does not, nobody may read that it does."""
+    denial = "NOT SO: " if leaf.outcome is Outcome.FAIL else ""
+    return f"{denial}{leaf.title} ({leaf.id})"
+
+
 def _leaf(page: _Page, leaf: Check, *, indent: int) -> None:
-    page.mark(leaf.outcome, page.digest(f"{leaf.title} ({leaf.id})"), indent=indent)
+    page.mark(leaf.outcome, page.digest(_said(leaf)), indent=indent)
     unmade = leaf.outcome is Outcome.NOT_CHECKED
     values = {
         "why not  " if unmade else "expected ": leaf.expected,

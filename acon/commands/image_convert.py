@@ -114,8 +114,9 @@ def run(args: argparse.Namespace) -> int:
             "layers": [reference for reference, _ in sources],
             "notes": notes,
         },
-        f"{bundle.manifest_file}: {len(sources)} layers, sha384 {digest.hex}; sign it with "
-        f"`acon image sign {bundle.directory}`",
+        f"{bundle.manifest_file}: {len(sources)} layer{'' if len(sources) == 1 else 's'}, "
+        f"sha384 {digest.hex}; sign it with "
+        f"`acon image sign {bundle.directory} --key KEY --cert CERTIFICATE`",
     )
     return 0
 

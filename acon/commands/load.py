@@ -61,9 +61,16 @@ def run(args: argparse.Namespace) -> int:
             _tell(
                 args,
                 {"event": "incomplete", "image_id": view.image_id, "missing": view.missing_layers},
-                f"cannot start yet: {view.image_id} lacks {', '.join(view.missing_layers)}",
+                f"cannot start yet: {view.image_id} lacks {', '.join(view.missing_layers)}"
+                + _vendor_hint(view),
             )
     return 0
+
+
+def _vendor_hint(view: ImageView) -> str:
+    """What to do about a layer that was left to somebody whose image is not here."""
+    left = any(missing.startswith("signer/") for missing in view.missing_layers)
+    return "; before the seal, load the vendor's image that gives this name" if left else ""
 
 
 async def _load(

@@ -45,7 +45,7 @@ def _lines(status: Status) -> list[str]:
         lines.append(f"image        {image.image_id}  {kind}".rstrip())
         lines += [f"               lacks {missing}" for missing in image.missing_layers]
     for one in status.containers:
-        end = "" if one.exit_code is None else f" with {one.exit_code}"
-        end = end if one.signal is None else f" by signal {one.signal}"
-        lines.append(f"container    {one.container_id}  {one.state}{end}  {one.image_id}")
+        state = one.state if one.exit_code is None else f"exited with {one.exit_code}"
+        state = state if one.signal is None else f"killed by signal {one.signal}"
+        lines.append(f"container    {one.container_id}  {state}  {one.image_id}")
     return lines + [f"note         {note}" for note in status.notes]

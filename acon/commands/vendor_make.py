@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         args,
         {"directory": str(bundle.directory), "layer": reference, "aliases": args.alias},
         f"{', '.join(args.alias)} = {reference}; sign it with "
-        f"`acon vendor sign {bundle.directory}`",
+        f"`acon vendor sign {bundle.directory} --key KEY --cert CERTIFICATE`",
     )
     return 0
 

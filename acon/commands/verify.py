@@ -29,8 +29,19 @@ def add_parser(sub: SubParsers) -> None:
     )
     parser.add_argument("file", metavar="FILE", type=Path)
     parser.add_argument("--nonce", metavar="HEX", required=True, help="the one you asked with")
-    parser.add_argument("--policy", metavar="FILE", type=Path, required=True)
-    parser.add_argument("--collateral", metavar="FILE", type=Path)
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="what is expected, TOML (`acon policy init` writes one)",
+    )
+    parser.add_argument(
+        "--collateral",
+        metavar="FILE",
+        type=Path,
+        help="what the platform's maker says; without it no verdict passes",
+    )
     parser.add_argument("--at", metavar="RFC3339", help="judge at this time (default: now)")
     parser.add_argument(
         "--trust-simulated-root",
@@ -49,12 +60,15 @@ def add_parser(sub: SubParsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import re
     import shutil
     import sys
     from datetime import UTC, datetime
 
+    from acon.errors import UsageError
     from acon.files import read_bounded
     from acon.nonces import parse_nonce
+    from acon.output import remark
     from acon.times import parse_rfc3339
     from supervisor.formats.evidence import MAX_EVIDENCE_BYTES
     from verifier import parse_policy, render_json, render_text, verify
@@ -64,10 +78,23 @@ def run(args: argparse.Namespace) -> int:
     def optional(path: Path | None) -> bytes | None:
         return None if path is None else read_bounded(path, max_bytes=limit)
 
+    if args.expect_key is not None and not re.fullmatch("[0-9a-f]{96}", args.expect_key):
+        raise UsageError(
+            "--expect-key",
+            "must be a SHA-384 in lower-case hex",
+            expected="96 hex digits",
+            actual=args.expect_key[:160],
+        )
     collateral = optional(args.collateral)
+    policy = parse_policy(read_bounded(args.policy, max_bytes=limit))
+    if policy.trust.root == "simulated" and args.trust_simulated_root is None:
+        remark(
+            "note: the policy expects the simulation's root, which only you can trust: "
+            "--trust-simulated-root PEM"
+        )
     verdict = verify(
         read_bounded(args.file, max_bytes=MAX_EVIDENCE_BYTES),
-        parse_policy(read_bounded(args.policy, max_bytes=limit)),
+        policy,
         nonce=parse_nonce(args.nonce),
         collateral=None if collateral is None else collateral.decode("utf-8", "replace"),
         at=datetime.now(UTC) if args.at is None else parse_rfc3339(args.at, item="--at"),

@@ -74,13 +74,13 @@ def perform(stage: Stage, cache: Path) -> None:
     scene_operator(stage, owners, machine)
     scene_verdict(stage, relying_party, machine, version=2)
     scene_update(stage, owners, machine, relying_party)
-    stage.scene("5. Attacks: each is refused, or exposed by the verdict")
+    stage.scene("8. Attacks: each is refused, or exposed by the verdict")
     attacks.perform(stage, owners, machine, relying_party)
     machine.halt()
 
 
 def scene_owners(stage: Stage, owners: Owners) -> None:
-    stage.scene("1. Two owners and a CSP make and sign images")
+    stage.scene("1. Two owners and a cloud provider (CSP) make and sign images")
     stage.say(
         "  building five OCI images from this distribution's packages, a minute the first time"
     )
@@ -111,7 +111,7 @@ def scene_plan(stage: Stage, owners: Owners, machine: Machine) -> None:
 def scene_rehearsal(
     stage: Stage, owners: Owners, machine: Machine, relying_party: RelyingParty
 ) -> None:
-    stage.scene("   The relying party writes its policy, from a rehearsal that it compares")
+    stage.scene("3. The relying party writes its policy, from a rehearsal that it compares")
     machine.boot()
     machine.load([owners.bundle("python-2"), *owners.all_bundles(), "--together"])
     stage.acon("seal")
@@ -121,7 +121,7 @@ def scene_rehearsal(
 
 
 def scene_operator(stage: Stage, owners: Owners, machine: Machine) -> None:
-    stage.scene("   The operator boots a TD, loads the images as a group, seals, starts")
+    stage.scene("4. The operator boots a TD, loads the images as a group, seals, starts")
     stage.say("  (each accepts the next one only: after the first, none could follow alone)")
     load: list[Argument] = [owners.bundle("python-2"), *owners.all_bundles(), "--together"]
     machine.load(load, show=True)
@@ -133,8 +133,10 @@ def scene_operator(stage: Stage, owners: Owners, machine: Machine) -> None:
 def scene_verdict(
     stage: Stage, relying_party: RelyingParty, machine: Machine, *, version: int
 ) -> None:
-    again = "" if version == 2 else ", with the same policy as before"
-    stage.scene(f"3. The relying party verifies offline{again}, and only then sends its record")
+    number, again = (5, "") if version == 2 else (7, ", with the same policy as before")
+    stage.scene(
+        f"{number}. The relying party verifies offline{again}, then sends a patient's record"
+    )
     channel = Channel(GATEWAY_PORT)
     nonce = fresh_nonce()
     evidence = relying_party.evidence_over(channel, nonce, f"gateway-python-{version}")
@@ -142,7 +144,7 @@ def scene_verdict(
         evidence, nonce, *relying_party.speaking(channel), expect=0, show=True
     )
     (stage.out / f"verdict-python-{version}.txt").write_text(done.out)
-    stage.say(_indented(done.out))
+    stage.say(_indented(done.out if version == 2 else _in_short(done.out)))
     status, body = channel.ask("POST", "/records", RECORD)
     channel.close()
     answer = json.loads(body)
@@ -173,13 +175,22 @@ def check_plan(stage: Stage, evidence: Path) -> None:
 def scene_update(
     stage: Stage, owners: Owners, machine: Machine, relying_party: RelyingParty
 ) -> None:
-    stage.scene("4. The CSP updates the interpreter; the owners sign nothing")
+    stage.scene("6. The CSP updates the interpreter; the owners sign nothing")
     owners.vendor("python-3", 3, ["python:3", "python:2"], show=True)
     machine.boot()
     machine.load([owners.bundle("python-3"), *owners.all_bundles(), "--together"])
     stage.acon("seal")
     machine.start(PROGRAMS)
     scene_verdict(stage, relying_party, machine, version=3)
+
+
+def _in_short(verdict: str) -> str:
+    """The headline, and what was left to somebody: the rest is as before, and in a file."""
+    lines = verdict.splitlines()
+    left = [
+        line for line in lines if "LEFT TO SOMEONE" in line or line.lstrip().startswith("| is ")
+    ]
+    return "\n".join([*lines[: lines.index("")], "[…]", *left])
 
 
 def _indented(text: str) -> str:

@@ -200,7 +200,11 @@ async def _receive_exactly_async(stream: trio.SocketStream, size: int) -> bytes:
 
 
 def _unanswered(path: Path, error: Exception) -> RuntimeFailed:
-    return RuntimeFailed(_ITEM, f"it answers at {path}", actual=f"{type(error).__name__}: {error}")
+    return RuntimeFailed(
+        _ITEM,
+        f"must answer at {path} (`acon sim run` starts one)",
+        actual=f"{type(error).__name__}: {error}",
+    )
 
 
 def _accepted(reply: wire.Reply) -> wire.Reply:

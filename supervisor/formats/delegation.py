@@ -220,7 +220,7 @@ class Resolver:
         led = f" (reached from {path[0]})" if path else ""
         return DelegationUnresolved(
             str(reference),
-            f"an image of this signer must list the alias for a layer{led}",
+            f"an image of this signer that lists the alias for a layer must be loaded{led}",
             expected=reference.alias,
             actual=f"only {', '.join(others[:8])}" if others else "no alias of this name",
         )

@@ -28,14 +28,14 @@ DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo" / "demo.py"
 # Packages are downloaded the first time; only a hang takes so long.
 PATIENCE_S = 900
 SCENES = (
-    "1. Two owners and a CSP make and sign images",
+    "1. Two owners and a cloud provider (CSP) make and sign images",
     "2. Before anything boots: what will the register hold?",
-    "The relying party writes its policy, from a rehearsal that it compares",
-    "The operator boots a TD, loads the images as a group, seals, starts",
-    "3. The relying party verifies offline, and only then sends its record",
-    "4. The CSP updates the interpreter; the owners sign nothing",
-    "3. The relying party verifies offline, with the same policy as before, and only then",
-    "5. Attacks: each is refused, or exposed by the verdict",
+    "3. The relying party writes its policy, from a rehearsal that it compares",
+    "4. The operator boots a TD, loads the images as a group, seals, starts",
+    "5. The relying party verifies offline, then sends a patient's record",
+    "6. The CSP updates the interpreter; the owners sign nothing",
+    "7. The relying party verifies offline, with the same policy as before, then sends",
+    "8. Attacks: each is refused, or exposed by the verdict",
 )
 # Each attack of the project's promise, as its line begins, and how the line goes on.
 ATTACKS = {
@@ -157,7 +157,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(
         transcript = out / "transcript.txt"
         deadline = time.monotonic() + PATIENCE_S
         # The gateway runs, and the relying party is about to speak with it.
-        while not (transcript.is_file() and "3. The relying party" in transcript.read_text()):
+        while not (transcript.is_file() and "5. The relying party" in transcript.read_text()):
             assert demo.poll() is None, demo.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.02)

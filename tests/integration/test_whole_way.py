@@ -105,7 +105,9 @@ def test_a_container_that_ignores_sigterm_is_killed_when_its_time_is_up(
     machine.require_nothing_left()
 
 
-def test_a_second_daemon_is_refused_while_the_first_lives(machine: Machine, patient: Image) -> None:
+def test_a_second_daemon_is_refused_while_the_first_lives(
+    machine: Machine, patient: Image, other: Image
+) -> None:
     machine.start_daemon()
     machine.load(patient)
     pid = machine.start(patient).pid
@@ -118,8 +120,10 @@ def test_a_second_daemon_is_refused_while_the_first_lives(machine: Machine, pati
     refusal = json.loads(second.stderr.splitlines()[-1])
     assert "another supervisor" in refusal["reason"]
     assert str(machine.runtime_dir) in refusal["reason"]
-    # It neither measured nor ended anything of the first one's.
+    # It neither measured, ended nor cleaned up anything of the first one's.
     assert is_alive(pid)
     assert machine.register() == register
     assert [one.state for one in machine.containers()] == ["running"]
+    machine.load(other)
+    machine.start(other)
     machine.require_agreement()

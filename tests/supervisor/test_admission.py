@@ -15,6 +15,7 @@ from supervisor import (
     Conflict,
     Denied,
     Deny,
+    Event,
     FormatError,
     ImageAdmitting,
     MeasurementHalted,
@@ -22,6 +23,7 @@ from supervisor import (
     PluginContractError,
     PolicyDenied,
     SignatureInvalid,
+    UnknownItem,
     Untrusted,
     hookimpl,
 )
@@ -318,13 +320,23 @@ class Forging:
         return (AliasStatement(BOB.signer, "python:2", evil, signed.image_id, "0" * 96),)
 
 
+class Misplacing(Forging):
+    """Speaks for the right signer, of an image that was not asked about."""
+
+    @hookimpl
+    async def delegation_statements(self, signed: SignedManifest) -> tuple[AliasStatement, ...]:
+        evil = digest_of("sha384", b"evil")
+        other = msgspec.structs.replace(signed.image_id, manifest="0" * 96)
+        return (AliasStatement(signed.signer, "python:2", evil, other, "0" * 96),)
+
+
 class Confused(Forging):
     @hookimpl
     async def delegation_statements(self, signed: SignedManifest) -> str:  # type: ignore[override]
         return "none"  # the wrong type is the point
 
 
-@pytest.mark.parametrize("class_", [Forging, Confused])
+@pytest.mark.parametrize("class_", [Forging, Misplacing, Confused])
 async def test_a_provider_of_statements_that_lies_admits_nothing(
     tmp_path: Path, class_: type
 ) -> None:
@@ -343,3 +355,70 @@ async def test_manifests_that_evidence_could_not_hold_are_not_admitted(tmp_path:
                 await supervisor.admit([ALICE.sign(manifest(name=f"a-{number}:1", env=padding))])
         assert len(ids(supervisor)) > 10
         await supervisor.evidence(bytes(16))
+
+
+async def test_one_image_admitted_twice_at_once_is_in_the_log_once(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(supervisor.admit, [of(ALICE, "app:1")])
+        assert len(logged(supervisor)) == 1 and len(ids(supervisor)) == 1
+
+
+async def test_a_journal_entry_whose_images_changed_places_admits_nothing(tmp_path: Path) -> None:
+    """Evidence carries them in order of admission, and verifiers recompute it."""
+    machine = in_memory_plugin(tmp_path)
+    async with running([machine], tmp_path) as supervisor:
+        await supervisor.admit([of(ALICE, "app:1"), of(BOB, "app:1")])
+    journal = Journal.open(tmp_path / "journal")
+    last = journal.entries[-1]
+    journal.drop_last()
+    journal.append(msgspec.structs.replace(last, attachments=last.attachments[::-1]))
+    journal.close()
+    async with running([machine], tmp_path) as again:
+        assert ids(again) == []
+        with pytest.raises(MeasurementHalted):
+            await again.evidence(bytes(16))
+
+
+class Listening:
+    Config = InMemoryConfig
+
+    def __init__(self, config: InMemoryConfig, context: PluginContext) -> None:
+        self.heard: list[str] = []
+
+    @hookimpl
+    async def observe(self, event: Event) -> None:
+        self.heard.append(type(event).__name__)
+
+
+async def test_observers_hear_of_refusals_of_the_seal_once_of_evidence_and_of_a_halt(
+    tmp_path: Path,
+) -> None:
+    machine, ears = in_memory_plugin(tmp_path), plugin(Listening, tmp_path)
+    async with running([machine, ears], tmp_path) as supervisor:
+        await supervisor.admit([of(ALICE, "app:1")])
+        with pytest.raises(UnknownItem):
+            await supervisor.upload_layer(digest_of("sha384", b"other"), size_bytes=None)
+        await supervisor.seal()
+        await supervisor.seal()
+        with pytest.raises(Conflict):
+            await supervisor.admit([of(ALICE, "app:2")])
+        await supervisor.evidence(bytes(16))
+        supervisor._measurement.halt("for a test")
+        made = machine.plugin.quotes.made if isinstance(machine.plugin, InMemory) else -1
+        with pytest.raises(MeasurementHalted):
+            await supervisor.evidence(bytes(16))
+        # Refused before the hardware is troubled.
+        assert isinstance(machine.plugin, InMemory) and machine.plugin.quotes.made == made
+    assert isinstance(ears.plugin, Listening)
+    assert ears.plugin.heard == [
+        "ImageFetched",
+        "ImageAdmitted",
+        "LoadRefused",
+        "Sealed",
+        "ImageFetched",
+        "LoadRefused",
+        "EvidenceServed",
+        "MeasurementStopped",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from supervisor import (
     Allow,
+    Busy,
     Conflict,
     ContainerRuntime,
     ContainerStarting,
@@ -404,3 +406,112 @@ async def test_fifty_images_loaded_and_fifty_containers_started_at_once(tmp_path
         evidence = await supervisor.evidence(bytes(16))
         assert len(evidence) > 10_000
     assert machine_of(machine.plugin).runtime.running == {}
+
+
+# --- what the manifest and the configuration bound ---------------------------------------------
+
+
+async def test_more_containers_than_configured_are_refused_as_busy(tmp_path: Path) -> None:
+    limits = "[containers]\nmax_running = 2\n"
+    machine = in_memory_plugin(tmp_path)
+    async with running([machine], tmp_path, limits) as supervisor:
+        image_id = await load(supervisor, maxInstances=0)
+        for _ in range(2):
+            await supervisor.start(image_id, [])
+        with pytest.raises(Busy, match=r"containers\.max_running"):
+            await supervisor.start(image_id, [])
+        next(iter(machine_of(machine.plugin).runtime.running.values())).end(ExitStatus(exit_code=0))
+        await wait_all_tasks_blocked()
+        await supervisor.start(image_id, [])
+
+
+@pytest.mark.parametrize("writable", [True, False])
+async def test_the_manifest_alone_says_what_a_container_may_write_and_become(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    asked: list[object] = []
+    genuine = machine_of(machine.plugin).layers.mount
+
+    async def mount(*args: Any, **kwargs: Any) -> object:
+        asked.append(kwargs["writable"])
+        return await genuine(*args, **kwargs)
+
+    monkeypatch.setattr(machine_of(machine.plugin).layers, "mount", mount)
+    async with running([machine], tmp_path) as supervisor:
+        container_id = await supervisor.start(await load(supervisor, writableFS=writable), [])
+        spec = machine_of(machine.plugin).runtime.running[container_id].spec
+        assert asked == [writable] and spec.writable_root is writable
+        assert spec.no_new_privileges is True
+
+
+async def test_a_stop_sends_the_signal_that_the_manifest_lists_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = in_memory_plugin(tmp_path)
+    sent: list[tuple[int, bool]] = []
+    async with running([machine], tmp_path) as supervisor:
+        container_id = await supervisor.start(await load(supervisor, signals=[-10, 15]), [])
+        process = machine_of(machine.plugin).runtime.running[container_id]
+
+        async def signal(signum: int, *, whole_group: bool) -> None:
+            sent.append((signum, whole_group))
+            process.end(ExitStatus(signal=signum))
+
+        monkeypatch.setattr(process, "signal", signal)
+    assert sent == [(10, True)]
+
+
+async def test_ended_containers_are_remembered_up_to_a_bound(tmp_path: Path) -> None:
+    machine = in_memory_plugin(tmp_path)
+    limits = "[containers]\nmax_remembered = 2\n"
+    async with running([machine], tmp_path, limits) as supervisor:
+        image_id = await load(supervisor, maxInstances=0)
+        for _ in range(5):
+            container_id = await supervisor.start(image_id, [])
+            machine_of(machine.plugin).runtime.running[container_id].end(ExitStatus(exit_code=0))
+            await wait_all_tasks_blocked()
+        last = await supervisor.start(image_id, [])
+        assert [view.container_id for view in supervisor.containers()] == [4, 5, last]
+
+
+async def test_after_a_restart_delegated_layers_mean_what_they_meant(tmp_path: Path) -> None:
+    plugins = [in_memory_plugin(tmp_path), plugin(Delegation, tmp_path)]
+    async with running(plugins, tmp_path) as supervisor:
+        await delegating(supervisor, f"signer/{VENDOR.signer}/python:2")
+        await supervisor.admit([vendor_image(b"two", "python:2")])
+    async with running(plugins, tmp_path) as again:
+        assert again.images()[0].missing_layers[0] == str(digest_of("sha384", b"two"))
+
+
+async def test_a_layer_that_only_an_alias_names_is_let_in(tmp_path: Path) -> None:
+    digest = digest_of("sha384", b"two")
+    lent = VENDOR.sign(
+        manifest(
+            name="unused:1",
+            layers=[],
+            entrypoint=[],
+            aliases={"contents": {str(digest): ["python:2"]}},
+        )
+    )
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        await supervisor.admit([lent])
+        await deliver(supervisor, b"two")
+        assert supervisor.has_layer(digest)
+
+
+async def test_more_ids_than_a_user_namespace_maps_are_refused_before_they_are_measured(
+    tmp_path: Path,
+) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        image_id = await load(supervisor, uids=list(range(1, 341)))
+        with pytest.raises(PolicyDenied, match="more ids than a user namespace maps"):
+            await supervisor.start(image_id, [])
+        assert starts(supervisor) == []
+
+
+async def test_signal_zero_is_never_sent_though_a_manifest_may_list_it(tmp_path: Path) -> None:
+    async with running([in_memory_plugin(tmp_path)], tmp_path) as supervisor:
+        container_id = await supervisor.start(await load(supervisor, signals=[0, 15]), [])
+        with pytest.raises(PolicyDenied, match="does not list this signal"):
+            await supervisor.signal(container_id, 0)

@@ -160,3 +160,54 @@ def test_an_entry_that_could_not_be_read_again_is_not_written(
         journal.append(JournalEntry(record=bytes(200)))
     journal.close()
     assert Journal.open(tmp_path / "journal").entries == [OTHER]
+
+
+def test_an_entry_with_a_changed_byte_is_no_entry(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    journal.append(ENTRY)
+    journal.append(OTHER)
+    journal.close()
+    path.write_bytes(path.read_bytes().replace(b"two", b"twp"))  # still decodes
+    again = Journal.open(path)
+    assert again.entries == [ENTRY]
+    again.close()
+
+
+def test_a_journal_that_was_replaced_takes_nothing_more(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    journal.append(ENTRY)
+    path.rename(tmp_path / "moved")
+    path.write_bytes(b"")
+    with pytest.raises(RuntimeFailed, match="another file lies at its path"):
+        journal.append(OTHER)
+    journal.close()
+
+
+def test_a_link_is_not_followed_to_a_journal(tmp_path: Path) -> None:
+    (tmp_path / "journal").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeFailed, match="must be writable"):
+        Journal.open(tmp_path / "journal")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_journals_old_and_new_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    journal.append(ENTRY)
+    journal.put_aside()
+    journal.close()
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {0o600} and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_journal_that_cannot_be_opened_keeps_no_descriptor(tmp_path: Path) -> None:
+    held = Journal.open(tmp_path / "held")
+    (tmp_path / "notes").write_bytes(b"somebody else's notes")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Conflict):
+        Journal.open(tmp_path / "held")
+    with pytest.raises(MeasurementHalted):
+        Journal.open(tmp_path / "notes")
+    assert len(os.listdir("/proc/self/fd")) == before
+    held.close()

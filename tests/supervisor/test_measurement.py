@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from supervisor.errors import Conflict, MeasurementHalted, RuntimeFailed
-from supervisor.formats.event_log import ZERO_REGISTER, extend, replay
+from supervisor.formats.event_log import ZERO_REGISTER, encode_record, extend, replay
 from supervisor.formats.log_events import (
     AdmitImagesEvent,
     Component,
     SealEvent,
     StartContainerEvent,
     StartEvent,
+    encode_event,
 )
 from supervisor.journal import Attachment, Journal, JournalEntry
 from supervisor.measurement import Measurement, in_worker_thread
@@ -269,6 +270,7 @@ async def test_a_full_log_refuses_what_would_add_to_it_and_takes_known_starts(
             await log.record_container(start_of(1))
         assert measurement.halted is None
         assert agree(measurement, registers)
+        assert sum(len(record.raw) for record in measurement.records) <= 2048
 
 
 async def test_a_journal_that_takes_nothing_refuses_without_halting(
@@ -369,6 +371,79 @@ async def test_every_register_value_of_this_boot_has_its_log_prefix(tmp_path: Pa
             prefix = measurement.prefix_for(value)
             assert prefix is not None and len(prefix) == length
         assert measurement.prefix_for(extend(registers.value, bytes(48))) is None
+
+
+async def test_all_registers_are_extended_and_must_agree(tmp_path: Path) -> None:
+    first, second = MemoryRegisters(), MemoryRegisters()
+    measurement = Measurement(
+        [("first", first), ("second", second)],
+        Journal.open(tmp_path / "journal"),
+        rtmr_index=3,
+        run_blocking=run_at_once,
+    )
+    await measurement.recover()
+    await begin(measurement)
+    assert first.value == second.value == measurement.register != ZERO_REGISTER
+    second.extend(bytes(48))
+    async with measurement.writing() as log:
+        with pytest.raises(MeasurementHalted, match="all configured registers must agree"):
+            await log.record_container(start_of(1))
+    measurement.close()
+
+
+async def test_a_writer_that_holds_the_lock_records_nothing_after_a_halt(tmp_path: Path) -> None:
+    registers = MemoryRegisters()
+    with measuring(tmp_path, registers) as measurement:
+        await measurement.recover()
+        async with measurement.writing() as log:
+            await log.record_start(START)
+            measurement.halt("for a test")
+            measurement.halt("later")
+            assert measurement.halted == "for a test"
+            with pytest.raises(MeasurementHalted, match="for a test"):
+                await log.record_container(start_of(1))
+        assert registers.extensions == 1
+
+
+async def test_nothing_is_measured_before_the_supervisor_itself(tmp_path: Path) -> None:
+    registers = MemoryRegisters()
+    with measuring(tmp_path, registers) as measurement:
+        await measurement.recover()
+        async with measurement.writing() as log:
+            with pytest.raises(RuntimeError, match="before anything else"):
+                await log.record_container(start_of(1))
+        assert registers.extensions == 0
+
+
+async def test_a_journal_that_does_not_begin_with_the_supervisor_halts(tmp_path: Path) -> None:
+    registers = MemoryRegisters()
+    operation, content = encode_event(start_of(1))
+    record = encode_record(3, operation, content)
+    journal = Journal.open(tmp_path / "journal")
+    journal.append(JournalEntry(record=record.raw))
+    journal.close()
+    registers.extend(record.digest_sha384)
+    with measuring(tmp_path, registers) as measurement:
+        await measurement.recover()
+        assert measurement.halted is not None and "must begin with Start" in measurement.halted
+
+
+async def test_a_fault_that_nobody_foresaw_halts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registers = MemoryRegisters()
+    with measuring(tmp_path, registers) as measurement:
+        await measurement.recover()
+        await begin(measurement)
+
+        def bug(self: Journal, entry: JournalEntry) -> None:
+            raise ValueError("a bug")
+
+        monkeypatch.setattr(Journal, "append", bug)
+        with pytest.raises(MeasurementHalted):
+            async with measurement.writing() as log:
+                await log.record_container(start_of(1))
+        assert measurement.halted is not None and "a bug" in measurement.halted
 
 
 class CrashingMachine(RuleBasedStateMachine):

@@ -47,6 +47,12 @@ def test_the_longest_and_last_mount_decides_what_a_folder_lies_on(tmp_path: Path
     assert file_system_of(tmp_path, mounts(("/", "ext4"), (spelt, "tmpfs"))) == "ext4"
 
 
+def test_a_mount_point_beyond_ascii_is_found(tmp_path: Path) -> None:
+    inner = tmp_path / "m\u00fcnchen"
+    inner.mkdir()
+    assert file_system_of(inner, mounts((str(tmp_path), "tmpfs"), (str(inner), "ext4"))) == "ext4"
+
+
 def test_a_runtime_folder_on_a_disk_is_refused_with_its_file_system(tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(mounts(("/", "ext4")))
