@@ -14,6 +14,17 @@ from supervisor.errors import RuntimeFailed
 BACKLOG = 64
 
 
+def prepare_socket_dir(path: Path) -> None:
+    """Make the folder, and remove a predecessor's sockets. Raises `RuntimeFailed`."""
+    try:
+        # Others may pass through to a socket that they were given, but not list.
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for stale in path.iterdir():
+            stale.unlink()
+    except OSError as error:
+        raise RuntimeFailed(str(path), "must hold our sockets only", actual=error) from error
+
+
 @contextmanager
 def container_socket(path: Path) -> Iterator[trio.SocketListener]:
     """Listen at `path`, open to every id (only one container can reach the path).

@@ -26,6 +26,7 @@ from supervisor.config import (
 from supervisor.errors import Refusal
 from supervisor.events import Event
 from supervisor.formats.log_events import StartEvent, encode_event
+from supervisor.measurement import in_worker_thread
 from supervisor.plugin_host import PluginHost, host_for, load_plugins
 from supervisor.ram import refuse_active_swap
 from supervisor.runtime_dir import held, prepare_runtime_dir
@@ -119,9 +120,10 @@ def _identity(host: PluginHost, effective: str) -> str:
 
 def _run(config: Config, host: PluginHost) -> int:
     log = structlog.stdlib.get_logger("supervisor.daemon")
+    limit = _ShutdownLimit()
     try:
         with held(Path(config.runtime_dir)):
-            trio.run(_serve_until_signal, config, host)
+            trio.run(_serve_until_signal, config, host, limit)
     except Exception as failure:
         for error in _leaves(failure):
             if isinstance(error, Refusal):
@@ -129,6 +131,8 @@ def _run(config: Config, host: PluginHost) -> int:
             else:
                 log.error("failed", reason=repr(error), exc_info=error)
         return EXIT_REFUSED
+    finally:
+        limit.disarm()
     log.info("stopped")
     return 0
 
@@ -139,37 +143,52 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [leaf for one in error.exceptions for leaf in _leaves(one)]
 
 
-async def _serve_until_signal(config: Config, host: PluginHost) -> None:
+class _ShutdownLimit:
+    """Ends the process when an orderly shutdown does not end: in a thread, so that even a
+    plugin that blocks the event loop cannot hold it."""
+
+    def __init__(self) -> None:
+        self._timer = threading.Timer(SHUTDOWN_LIMIT_S, self._give_up)
+        self._timer.daemon = True
+        self._armed = False
+
+    def arm(self) -> None:
+        """From here on; idempotent."""
+        if not self._armed:
+            self._armed = True
+            self._timer.start()
+
+    def disarm(self) -> None:
+        self._timer.cancel()
+
+    def _give_up(self) -> None:
+        log = structlog.stdlib.get_logger("supervisor.daemon")
+        log.error("shutdown took too long", limit_s=SHUTDOWN_LIMIT_S)
+        os._exit(EXIT_REFUSED)
+
+
+async def _serve_until_signal(config: Config, host: PluginHost, limit: _ShutdownLimit) -> None:
     serving = trio.CancelScope()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         # Outside of what it cancels: a second signal during shutdown, unread, would be
         # raised again by trio at the end, and kill us after all was done.
         async with trio.open_nursery() as listening:
-            listening.start_soon(_stop_when_asked, signals, serving)
+            listening.start_soon(_stop_when_asked, signals, serving, limit)
             with serving:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(run_supervisor, config, host)
+                    await nursery.start(run_supervisor, config, host, in_worker_thread, limit.arm)
                     _tell_service_manager("READY=1")
             listening.cancel_scope.cancel()
 
 
-async def _stop_when_asked(signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
+async def _stop_when_asked(
+    signals: AsyncIterator[int], serving: trio.CancelScope, limit: _ShutdownLimit
+) -> None:
     log = structlog.stdlib.get_logger("supervisor.daemon")
     async for signum in signals:
         log.info("stopping", signal=signal.Signals(signum).name)
-        if not serving.cancel_called:
-            _insist(log)
-            serving.cancel()
-
-
-def _insist(log: structlog.stdlib.BoundLogger) -> None:
-    def give_up() -> None:
-        log.error("shutdown took too long", limit_s=SHUTDOWN_LIMIT_S)
-        os._exit(EXIT_REFUSED)
-
-    timer = threading.Timer(SHUTDOWN_LIMIT_S, give_up)
-    timer.daemon = True
-    timer.start()
+        limit.arm()
+        serving.cancel()
 
 
 def _tell_service_manager(text: str) -> None:

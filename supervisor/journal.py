@@ -83,7 +83,7 @@ class Journal:
         while chunk := os.pread(self._descriptor, 1 << 20, len(data)):
             data += chunk
         if data[: len(MAGIC)] != MAGIC:
-            if len(data) >= len(MAGIC):
+            if not MAGIC.startswith(data):
                 raise MeasurementHalted(str(self._path), "is no measurement journal")
             os.ftruncate(self._descriptor, 0)
             self._write_all(MAGIC, 0)
@@ -94,6 +94,11 @@ class Journal:
             offset = entry[1]
             self._ends.append(offset)
         if offset != len(data):
+            if _claimed_end(data, offset) < len(data):
+                # An append is cut off at its end; this is damage, and what follows is evidence.
+                raise MeasurementHalted(
+                    str(self._path), "is damaged before its end", actual=f"byte {offset}"
+                )
             os.ftruncate(self._descriptor, offset)
 
     @property
@@ -172,6 +177,14 @@ class Journal:
             written = os.pwrite(self._descriptor, view, offset)
             offset += written
             view = view[written:]
+
+
+def _claimed_end(data: bytearray, offset: int) -> int:
+    """Where the entry at `offset` says that it ends."""
+    if offset + _FRAME.size > len(data):
+        return len(data)
+    length: int = _FRAME.unpack_from(data, offset)[0]
+    return offset + _FRAME.size + length
 
 
 def _private(path: str, flags: int) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from supervisor.config import Config
-from supervisor.errors import ConfigError, Conflict
+from supervisor.errors import ConfigError, Conflict, RuntimeFailed
 from supervisor.ram import refuse_disk
 
 LOCK_NAME = "lock"
@@ -40,7 +40,11 @@ def held(path: Path) -> Iterator[None]:
     Raises `Conflict` that names the process which holds it. The kernel lets go of it when
     the process dies, however it dies.
     """
-    descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path / LOCK_NAME, flags, 0o600)
+    except OSError as error:
+        raise RuntimeFailed(str(path / LOCK_NAME), "must be ours", actual=error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

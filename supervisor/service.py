@@ -9,7 +9,7 @@ predecessor left is ended (lifespans) before anything is measured.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ import trio
 from supervisor.admission import Admission
 from supervisor.config import Config, config_digest_sha384, effective_config
 from supervisor.container import Container
+from supervisor.container_socket import prepare_socket_dir
 from supervisor.containers import Containers, missing_layers
 from supervisor.errors import (
     ConfigError,
@@ -215,12 +216,14 @@ async def run_supervisor(
     config: Config,
     host: PluginHost,
     run_blocking: RunBlocking = in_worker_thread,
+    on_stopping: Callable[[], None] = lambda: None,
     *,
     task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run until cancelled; then shut down in order, children first, each with a deadline.
 
-    Started with the `Supervisor` once every server accepts clients. Raises `Refusal` when
+    `on_stopping` is called when the shutdown begins, whatever began it. Started with the
+    `Supervisor` once every server accepts clients. Raises `Refusal` when
     the start fails; an exception of a serving plugin ends it in order and propagates.
     """
     effective = effective_config(config, host.configs)
@@ -252,6 +255,8 @@ async def run_supervisor(
             images=len(supervisor.images()),
             halted=measurement.halted,
         )
+        # Last in, first out: whatever ends it, a cancellation or a plugin, begins here.
+        stack.callback(on_stopping)
         task_status.started(supervisor)
         await trio.sleep_forever()
 
@@ -328,7 +333,8 @@ async def _assemble(
             measurement.halt(str(error))
     layers = Layers(store, host, config.layers, admission.named_layers)
     boot_log = await _boot_log(quotes, config.evidence.quote_timeout_s)
-    socket_dir = _make_socket_dir(config)
+    socket_dir = Path(config.runtime_dir, "sockets")
+    prepare_socket_dir(socket_dir)
     serve = host.implementations("serve_container")
 
     async def serve_socket(listener: trio.SocketListener, container: Container) -> None:
@@ -397,15 +403,3 @@ def _require_seam(provided: object, seam_type: type[T]) -> T:
             actual=type(provided).__name__,
         )
     return provided
-
-
-def _make_socket_dir(config: Config) -> Path:
-    # Others may pass through to a socket that they were given, but not list.
-    path = Path(config.runtime_dir, "sockets")
-    try:
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for stale in path.iterdir():
-            stale.unlink()
-    except OSError as error:
-        raise RuntimeFailed(str(path), "must hold our sockets only", actual=error) from error
-    return path

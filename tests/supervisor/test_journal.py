@@ -145,9 +145,30 @@ def test_any_bytes_behind_the_entries_never_become_an_entry(tail: bytes) -> None
         journal.close()
         with path.open("ab") as file:
             file.write(tail)
-        again = Journal.open(path)
-        assert again.entries == [ENTRY]
-        again.close()
+        try:
+            again = Journal.open(path)
+        except MeasurementHalted as error:
+            # More than one cut-off append could leave: nothing was thrown away.
+            assert error.rule == "is damaged before its end"
+            assert path.read_bytes().endswith(tail)
+        else:
+            assert again.entries == [ENTRY]
+            again.close()
+
+
+def test_damage_before_the_end_halts_and_throws_nothing_away(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    journal.append(ENTRY)
+    first_end = journal.size_bytes
+    journal.append(OTHER)
+    journal.close()
+    data = bytearray(path.read_bytes())
+    data[first_end - 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(MeasurementHalted, match="is damaged before its end"):
+        Journal.open(path)
+    assert path.read_bytes() == data
 
 
 def test_an_entry_that_could_not_be_read_again_is_not_written(

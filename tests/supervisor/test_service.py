@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -39,16 +40,18 @@ from supervisor.formats.event_log import replay, split_log
 from supervisor.formats.evidence import decode_evidence, from_base64
 from supervisor.formats.quote import parse_quote
 from supervisor.formats.status import decode_status
-from supervisor.plugin_host import PluginHost
-from supervisor.service import Supervisor
+from supervisor.plugin_host import PluginHost, host_for
+from supervisor.service import Supervisor, run_supervisor
 from supervisor.testing import (
     InMemory,
     InMemoryConfig,
     MemoryRuntime,
     Owner,
+    config_for,
     in_memory_plugin,
     manifest,
     plugin,
+    run_at_once,
     running,
 )
 
@@ -675,3 +678,39 @@ def test_only_one_plugin_may_serve_the_containers_sockets(tmp_path: Path) -> Non
 
     with pytest.raises(ConfigError, match="at most one plugin"):
         PluginHost([plugin(Serving, tmp_path, name=name) for name in ("one", "two")])
+
+
+@pytest.mark.parametrize("ended_by", ["cancellation", "a plugin"])
+async def test_whatever_ends_it_the_shutdown_is_announced_before_anything_stops(
+    tmp_path: Path, ended_by: str
+) -> None:
+    class Ending(Recording):
+        @hookimpl
+        async def serve(self, operations: Operations, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            if ended_by == "a plugin":
+                await wait_all_tasks_blocked()
+                raise OSError("socket gone")
+            await trio.sleep_forever()
+
+    ending = plugin(Ending, tmp_path)
+    plugins = [in_memory_plugin(tmp_path), ending]
+    config = config_for(plugins, tmp_path)
+    assert isinstance(ending.plugin, Recording)
+    notes = ending.plugin.notes
+    with (
+        pytest.RaisesGroup(OSError, flatten_subgroups=True)
+        if ended_by == "a plugin"
+        else (contextlib.nullcontext())
+    ):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                run_supervisor,
+                config,
+                host_for(config, plugins),
+                run_at_once,
+                lambda: notes.append("stopping"),
+            )
+            if ended_by == "cancellation":
+                nursery.cancel_scope.cancel()
+    assert notes.index("stopping") < notes.index("ending lifespan ends")
