@@ -127,7 +127,9 @@ class BareRuntime:
         folder.mkdir(mode=0o711)
         self._root = folder / "root"
         with tarfile.open(layer) as tar:
-            tar.extractall(self._root, filter="fully_trusted")
+            # Not extractall's own filter argument: Debian 12's Python does not have it yet.
+            tar.extraction_filter = lambda member, _path: member
+            tar.extractall(self._root)
         self._root.chmod(0o755)
         self._owner: int = json.loads(config)["linux"]["uidMappings"][0]["hostID"]
         for path in (self._root, *self._root.rglob("*")):
