@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import structlog
 import trio
 
-from supervisor.errors import DeadlineExceeded, Refusal, RuntimeFailed
+from supervisor.errors import DeadlineExceeded, PluginContractError, Refusal, RuntimeFailed
 
 # What undoing something may take, so that no cancelled caller is held for ever.
 CLEANUP_TIMEOUT_S = 30
 
+T = TypeVar("T")
 log = structlog.stdlib.get_logger("supervisor.seams")
 
 
@@ -34,6 +36,18 @@ def require_type(answer: object, wanted: type, *, item: str) -> None:
         raise RuntimeFailed(
             item, "a seam's answer has one type", expected=wanted.__name__, actual=repr(answer)[:80]
         )
+
+
+def require_seam(provided: object, seam_type: type[T]) -> T:
+    """The object, if it has the seam's methods; else `PluginContractError`."""
+    if not isinstance(provided, seam_type):
+        raise PluginContractError(
+            seam_type.__name__,
+            "must have the seam's methods",
+            expected=seam_type.__name__,
+            actual=type(provided).__name__,
+        )
+    return provided
 
 
 @contextmanager

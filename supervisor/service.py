@@ -25,7 +25,6 @@ from supervisor.containers import Containers, missing_layers
 from supervisor.errors import (
     ConfigError,
     FormatError,
-    PluginContractError,
     Refusal,
     RuntimeFailed,
 )
@@ -48,7 +47,7 @@ from supervisor.operations import (
 )
 from supervisor.ordered_tasks import container_tasks, observers, plugin_task
 from supervisor.plugin_host import PluginHost
-from supervisor.seam_guard import deadline, require_type, seam
+from supervisor.seam_guard import deadline, require_seam, require_type, seam
 from supervisor.seams import (
     ContainerRuntime,
     LayerStore,
@@ -281,7 +280,7 @@ async def _registers(
             seam(plugin, "registers"),
         ):
             ask = functools.partial(function, RTMR_INDEX)
-            found.append((plugin, _require_seam(await run_blocking(ask, limiter), Registers)))
+            found.append((plugin, require_seam(await run_blocking(ask, limiter), Registers)))
     if not found:
         raise ConfigError("$.plugins.order", "no configured plugin offers a register (registers)")
     return found
@@ -390,16 +389,4 @@ async def _boot_log(quotes: QuoteSource, timeout_s: float) -> bytes | None:
 
 
 async def _provided(host: PluginHost, hook: str, seam_type: type[T]) -> T:
-    return _require_seam(await host.provide(hook), seam_type)
-
-
-def _require_seam(provided: object, seam_type: type[T]) -> T:
-    """The object, if it has the seam's methods; else `PluginContractError`."""
-    if not isinstance(provided, seam_type):
-        raise PluginContractError(
-            seam_type.__name__,
-            "must have the seam's methods",
-            expected=seam_type.__name__,
-            actual=type(provided).__name__,
-        )
-    return provided
+    return require_seam(await host.provide(hook), seam_type)

@@ -251,7 +251,7 @@ def test_an_event_that_no_supervisor_writes_is_neither_encoded_nor_decoded(
 
 
 def test_values_of_wrong_types_are_not_encoded() -> None:
-    event = AdmitImagesEvent(image_ids=IMAGE)  # type: ignore[arg-type]
+    event = AdmitImagesEvent(image_ids=IMAGE)  # type: ignore[arg-type]  # the point
     with pytest.raises(FormatError, match=r"AdmitImages\.image_ids"):
         encode_event(event)
 

@@ -332,7 +332,7 @@ class Misplacing(Forging):
 
 class Confused(Forging):
     @hookimpl
-    async def delegation_statements(self, signed: SignedManifest) -> str:  # type: ignore[override]
+    async def delegation_statements(self, signed: SignedManifest) -> str:  # type: ignore[override]  # the lie
         return "none"  # the wrong type is the point
 
 
