@@ -76,13 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         host = host_for(config, plugins)
         relay.host = host
     except Refusal as error:
-        print(f"acond: {error}", file=sys.stderr)  # noqa: T201 - the log may not be set up
+        sys.stderr.write(f"acond: {error}\n")  # the log may not be set up
         return EXIT_USAGE
     if options.print_config:
-        print(_toml(effective_table(config, host.configs)), end="")  # noqa: T201 - asked for
+        sys.stdout.write(_toml(effective_table(config, host.configs)))
         return 0
     if options.print_identity:
-        print(_identity(host, effective_config(config, host.configs)))  # noqa: T201 - asked for
+        sys.stdout.write(_identity(host, effective_config(config, host.configs)) + "\n")
         return 0
     return _run(config, host)
 

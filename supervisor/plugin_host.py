@@ -150,6 +150,7 @@ class PluginHost:
         self.components = (own_component(), *(plugin.component for plugin in plugins))
         self.configs = {plugin.name: plugin.config for plugin in plugins}
         self.lost_events: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(Hooks)
         for loaded in plugins:
@@ -289,6 +290,8 @@ class PluginHost:
             sender.close()
         if self.lost_events:
             log.warning("events lost by observers", lost=dict(self.lost_events))
+        if self.failures:
+            log.warning("hooks failed", failures=dict(self.failures))
 
     async def _observe(
         self,
@@ -308,6 +311,7 @@ class PluginHost:
                     self._failed(plugin, "observe", f"hung for {self._hook_timeout_s:g} s")
 
     def _failed(self, plugin: str, hook: str, reason: str) -> Deny:
+        self.failures[plugin] += 1
         log.warning("hook failed", plugin=plugin, hook=hook, reason=reason)
         if hook != "observe":  # an observer that fails at every event must not feed itself
             self.emit(HookFailed(plugin=plugin, hook=hook, reason=reason))

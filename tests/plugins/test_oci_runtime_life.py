@@ -230,7 +230,7 @@ async def test_a_receipt_of_another_type_is_refused(rig: Rig) -> None:
         event = receipt_for(rig.spec("/bin/true")).event
 
     with pytest.raises(RuntimeFailed):
-        await rig.launcher.start(rig.spec("/bin/true"), Forged())  # type: ignore[arg-type]
+        await rig.launcher.start(rig.spec("/bin/true"), Forged())  # type: ignore[arg-type]  # forged
 
 
 async def test_twenty_containers_start_at_once_and_share_no_user(rig: Rig) -> None:

@@ -332,8 +332,8 @@ class Misplacing(Forging):
 
 class Confused(Forging):
     @hookimpl
-    async def delegation_statements(self, signed: SignedManifest) -> str:  # type: ignore[override]  # the lie
-        return "none"  # the wrong type is the point
+    async def delegation_statements(self, signed: SignedManifest) -> str:  # type: ignore[override]
+        return "none"  # the wrong type is what is refused: hence the override above
 
 
 @pytest.mark.parametrize("class_", [Forging, Misplacing, Confused])

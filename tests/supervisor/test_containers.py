@@ -75,7 +75,7 @@ async def deliver(supervisor: Supervisor, tar: bytes) -> Digest:
 
 async def load(supervisor: Supervisor, **fields: object) -> str:
     name = str(fields.pop("name", "app:1"))
-    image = OWNER.sign(manifest(name=name, layers=[str(LAYER)], **fields))  # type: ignore[arg-type]
+    image = OWNER.sign(manifest(name=name, layers=[str(LAYER)], **fields))  # type: ignore[arg-type]  # any JSON
     image_id = (await supervisor.admit([image])).image_ids[0]
     if not supervisor.has_layer(LAYER):
         await deliver(supervisor, TAR)

@@ -361,6 +361,7 @@ async def test_a_raising_observer_disturbs_nobody(tmp_path: Path) -> None:
     await observed(plugins, thrice)
     collecting = loaded[1].plugin
     assert isinstance(collecting, Collecting) and len(collecting.seen) == 3
+    assert plugins.failures == {"Raising": 3}
 
 
 async def test_a_slow_observer_loses_events_that_are_counted_and_delays_nobody(

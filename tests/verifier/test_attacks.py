@@ -562,7 +562,7 @@ def _judge(
         collateral=built.collateral,
         at=scenario.at,
         trusted_root_pem=built.root_pem,
-        **arguments,  # type: ignore[arg-type]
+        **arguments,  # type: ignore[arg-type]  # each attack its own
     )
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from plugins.tdx_sim.pki import SimPki
 from supervisor.formats.delegation import AliasStatement, ResolvedLayer, resolve_layers
 from supervisor.formats.errors import FormatError
+from supervisor.formats.evidence import Evidence
 from supervisor.formats.log_events import StartContainerEvent
 from supervisor.formats.references import LayerReference
 from supervisor.formats.td_body import TdBodyExtension
@@ -44,7 +45,7 @@ def judge(built: Built, policy: Policy, **changes: object) -> Verdict:
         "trusted_root_pem": built.root_pem,
         **changes,
     }
-    return verify(built.evidence, policy, **arguments)  # type: ignore[arg-type]
+    return verify(built.evidence, policy, **arguments)  # type: ignore[arg-type]  # any of them
 
 
 def judged(scenario: Scenario, pki: SimPki, policy: Policy, **changes: object) -> Verdict:
@@ -300,7 +301,7 @@ def test_a_sha256_image_needs_the_policys_express_permission(pki: SimPki) -> Non
     key, certificate = factory.signer("weak", sha256=True)
     scenario = factory.honest()
 
-    def weaken(evidence):  # type: ignore[no-untyped-def]
+    def weaken(evidence: Evidence) -> Evidence:
         images = list(evidence.images)
         images[1] = replace(images[1], certificate=base64.b64encode(certificate).decode())
         return replace(evidence, images=tuple(images))
