@@ -38,7 +38,8 @@ def policy_from_evidence(
     trust_root: Literal["intel", "simulated"] | None = None,
     follow_vendors: bool = False,
 ) -> str:
-    """TOML with comments. `parse_policy` reads it, and this evidence satisfies it.
+    """TOML with comments. `parse_policy` reads it, and this evidence satisfies it, unless its log
+    holds two different `Start`s: only the last form of the supervisor is expected then.
 
     With `collateral` (JSON) the TCB evaluation number is pinned to it. `trust_root` is read
     off the quote's own root certificate when None: a claim like all others here.
