@@ -7,6 +7,7 @@ trusted for nothing: whoever reads a layer checks its digest.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -15,6 +16,7 @@ import msgspec
 
 from acon.errors import UsageError
 from acon.files import read_bounded, write_whole
+from supervisor.seams import FileBlob, LayerSource
 
 if TYPE_CHECKING:
     from supervisor.formats.signature import SignedManifest
@@ -24,29 +26,6 @@ _MAX_SIGNATURE_BYTES = 64 * 1024
 _MAX_SOURCES_BYTES = 16 * 1024 * 1024
 
 JsonObject: TypeAlias = dict[str, object]
-
-
-class OciSource(msgspec.Struct, frozen=True, kw_only=True, tag="oci", forbid_unknown_fields=True):
-    """A blob of an OCI layout; `directory` is absolute or relative to the bundle."""
-
-    directory: str
-    blob_digest: str  # `sha256:HEX` of the blob as it lies there, compressed or not
-    media_type: str
-    size_bytes: int
-
-    @property
-    def file(self) -> str:
-        return f"{self.directory}/blobs/{self.blob_digest.replace(':', '/', 1)}"
-
-
-class TarSource(msgspec.Struct, frozen=True, kw_only=True, tag="tar", forbid_unknown_fields=True):
-    """An uncompressed tar file; `file` is absolute or relative to the bundle."""
-
-    file: str
-    size_bytes: int
-
-
-LayerSource: TypeAlias = OciSource | TarSource
 
 
 class _Sources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,18 +66,23 @@ class Bundle:
         return cast(JsonObject, decoded)
 
     def sources(self) -> dict[str, LayerSource]:
+        """`HASH/DIGEST` of layers and where their bytes are; files by their absolute paths."""
         if not self.sources_file.exists():
             return {}
         raw = read_bounded(self.sources_file, max_bytes=_MAX_SOURCES_BYTES)
         try:
-            return msgspec.json.decode(raw, type=_Sources).layers
-        except msgspec.DecodeError as error:
+            found = msgspec.json.decode(raw, type=_Sources).layers
+            return {name: self._located(source) for name, source in found.items()}
+        except (ValueError, RecursionError) as error:  # msgspec's faults are ValueErrors
             raise UsageError(
                 str(self.sources_file), "must say where layers are", actual=error
-            ) from (None)
+            ) from None
 
-    def source_path(self, source: LayerSource) -> Path:
-        return self.directory / source.file
+    def _located(self, source: LayerSource) -> LayerSource:
+        if not isinstance(source, FileBlob):
+            return source
+        where = self.directory.resolve() / source.file
+        return msgspec.structs.replace(source, file=str(where.resolve()))
 
     def signed(self, *, unsafe_allow_sha256: bool = False) -> SignedManifest:
         """The verified image. Raises `SignatureInvalid`, `FormatError`, unsigned `UsageError`."""
@@ -131,12 +115,26 @@ class Bundle:
         return raw
 
     def write_sources(self, sources: Mapping[str, LayerSource]) -> None:
-        raw = msgspec.json.encode(_Sources(dict(sources)), order="sorted")
+        """Files are written relative to the bundle, so that both can be moved together."""
+        base = self.directory.resolve()
+        relative = {
+            name: msgspec.structs.replace(source, file=os.path.relpath(source.file, base))
+            if isinstance(source, FileBlob)
+            else source
+            for name, source in sources.items()
+        }
+        raw = msgspec.json.encode(_Sources(relative), order="sorted")
         write_whole(self.sources_file, msgspec.json.format(raw, indent=2) + b"\n")
 
     def write_signature(self, signature: bytes, certificate_der: bytes) -> None:
         write_whole(self.certificate_file, certificate_der)
         write_whole(self.signature_file, signature)
+
+    def write_signed(self, signed: SignedManifest) -> None:
+        """Write an image that was signed elsewhere, byte for byte."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_whole(self.manifest_file, signed.manifest_bytes)
+        self.write_signature(signed.signature, signed.certificate_der)
 
     def drop_signature(self) -> bool:
         """Remove a signature that no longer fits; says whether there was one."""

@@ -18,6 +18,7 @@ from acon.commands import (
     evidence,
     image_convert,
     image_delegate,
+    image_publish,
     image_show,
     image_sign,
     load,
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND")
     image = add_group(sub, "image", summary="owner: turn OCI images into signed manifests")
-    for owner_command in (image_convert, image_delegate, image_sign, image_show):
+    for owner_command in (image_convert, image_delegate, image_sign, image_publish, image_show):
         owner_command.add_parser(image)
     vendor = add_group(sub, "vendor", summary="CSP: give signed layers to those who delegate")
     for vendor_command in (vendor_make, vendor_sign):
@@ -85,11 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        return _failure(error, as_json=args.json)
+        return _failure(error, as_json=args.json, lines=getattr(args, "json_lines", False))
 
 
-def _failure(error: Exception, *, as_json: bool) -> int:
-    """Say what went wrong; a bug of ours is no refusal and keeps its traceback."""
+def _failure(error: Exception, *, as_json: bool, lines: bool) -> int:
+    """Say what went wrong; a bug of ours is no refusal and keeps its traceback.
+
+    `lines`: the command writes one JSON object a line, and this is the last of them.
+    """
     from acon.errors import UsageError
     from acon.output import remark, write_json
     from supervisor.errors import ConfigError
@@ -105,7 +109,7 @@ def _failure(error: Exception, *, as_json: bool) -> int:
     else:
         raise error
     if as_json:
-        write_json({"error": facts})
+        write_json({"error": facts}, lines=lines)
     else:
         # Nobody refused anything where no daemon answered.
         word = "refused" if code == FAILED and facts["kind"] != "connection" else "error"

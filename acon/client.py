@@ -12,38 +12,36 @@ from __future__ import annotations
 
 import base64
 import errno
+import functools
 import os
 import ssl
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Self
 
 import httpx
 import msgspec
 import trio
 
-import supervisor.errors
+from acon.answers import MAX_ANSWER_BYTES, read_bounded, refusal_of, typed
 from acon.tar_source import Progress, TarBody, TarSource
+from supervisor.background import background
 from supervisor.errors import (
     Busy,
     ConfigError,
     Conflict,
     DeadlineExceeded,
     DigestMismatch,
-    FormatError,
     Refusal,
 )
-from supervisor.formats.canonical_json import decode as decode_json
 from supervisor.formats.digest import Digest
 from supervisor.formats.evidence import MAX_EVIDENCE_BYTES
 from supervisor.formats.status import MAX_STATUS_BYTES, Status, decode_status
-from supervisor.formats.typed_json import to_struct
 from supervisor.operations import AdmissionResult, ContainerView, ImageView, ManifestUpload
-from supervisor.seams import OciBlob
+from supervisor.seams import LayerSource
 
-_MAX_ANSWER_BYTES = 8 << 20
 _CONNECT_TIMEOUT_S = 10.0
 # The daemon bounds requests itself; these are a little longer, so that its reason arrives.
 _REQUEST_TIMEOUT_S = 90.0
@@ -55,7 +53,11 @@ _UPLOAD_ATTEMPTS = 5
 _UPLOAD_ATTEMPTS_ANEW = 2
 _UPLOAD_PAUSE_S = 0.5
 
-_S = TypeVar("_S", bound=msgspec.Struct)
+# How often the daemon is asked how far a fetch is.
+_PROGRESS_PAUSE_S = 0.25
+
+# Bytes of the blob that came so far, and in all where that is known.
+FetchProgress = Callable[[int, int | None], None]
 
 
 class ConnectionFailed(Refusal):
@@ -65,22 +67,15 @@ class ConnectionFailed(Refusal):
 
 
 class LayerState(msgspec.Struct, frozen=True, kw_only=True):
-    """`state` is "absent", "incomplete" or "verified"."""
+    """`state` is "absent", "incomplete" (an upload), "arriving" (a fetch) or "verified".
+
+    Bytes are of the uncompressed tar, of the blob as it is stored while it is arriving; None
+    where the daemon does not know.
+    """
 
     state: str
     received_bytes: int | None
-
-
-class _Error(msgspec.Struct, frozen=True):
-    kind: str
-    item: str
-    rule: str
-    expected: str | None = None
-    actual: str | None = None
-
-
-class _ErrorAnswer(msgspec.Struct, frozen=True):
-    error: _Error
+    total_bytes: int | None = None
 
 
 class _Images(msgspec.Struct, frozen=True):
@@ -157,24 +152,43 @@ class Client:
             for image in group
         ]
         answer = await self._call("POST", "/api/v2/images", {"images": images})
-        return _typed(answer, AdmissionResult)
+        return typed(answer, AdmissionResult)
 
     async def images(self) -> tuple[ImageView, ...]:
-        return _typed(await self._call("GET", "/api/v2/images"), _Images).images
+        return typed(await self._call("GET", "/api/v2/images"), _Images).images
 
     async def layer_state(self, digest: Digest) -> LayerState:
-        return _typed(await self._call("GET", f"/api/v2/layers/{digest}"), LayerState)
+        return typed(await self._call("GET", f"/api/v2/layers/{digest}"), LayerState)
 
-    async def fetch_layer(self, digest: Digest, source: OciBlob) -> None:
-        """Let the daemon read a layer from an OCI layout that it can see."""
-        body = {
-            "directory": source.directory,
-            "blob_digest": source.blob_digest,
-            "media_type": source.media_type,
-            "size_bytes": source.size_bytes,
-        }
+    async def fetch_layer(
+        self, digest: Digest, source: LayerSource, *, progress: FetchProgress | None = None
+    ) -> None:
+        """Let the daemon read a layer from a file or registry that it can reach; returns once
+        it is verified.
+
+        `progress(received, total)` is told four times a second how many bytes of the blob
+        have come, as far as the daemon says so, and once more at the end. Raises what the
+        daemon refuses. Cancelling it closes the connection, by which the daemon gives up the
+        transfer unless somebody else waits for it too.
+        """
         path = f"/api/v2/layers/{digest}/fetch"
-        await self._call("POST", path, body, timeout_s=_TRANSFER_TIMEOUT_S)
+        async with AsyncExitStack() as stack:
+            if progress is not None:
+                watch = functools.partial(self._watch_fetch, digest, progress)
+                await stack.enter_async_context(background(watch))
+            await self._call("POST", path, {"source": source}, timeout_s=_TRANSFER_TIMEOUT_S)
+        if progress is not None:
+            progress(source.size_bytes, source.size_bytes)
+
+    async def _watch_fetch(self, digest: Digest, progress: FetchProgress) -> None:
+        while True:
+            await trio.sleep(_PROGRESS_PAUSE_S)
+            try:
+                state = await self.layer_state(digest)
+            except Refusal:
+                continue  # the fetch itself will say what is wrong
+            if state.state == "arriving":
+                progress(state.received_bytes or 0, state.total_bytes)
 
     async def upload_layer(
         self, digest: Digest, source: TarSource, *, progress: Progress | None = None
@@ -193,6 +207,10 @@ class Client:
             failure: Refusal
             try:
                 state = await self.layer_state(digest)
+                if state.state == "arriving":
+                    # Somebody else lets the daemon fetch it: most likely it will be here.
+                    await self._wait_until_arrived(digest)
+                    continue
                 if state.state != "verified":
                     if attempts_left > _UPLOAD_ATTEMPTS_ANEW:
                         # All of it there and yet not verified: begin anew.
@@ -219,6 +237,16 @@ class Client:
                 raise failure
             await trio.sleep(_UPLOAD_PAUSE_S)
 
+    async def _wait_until_arrived(self, digest: Digest) -> None:
+        with trio.move_on_after(_TRANSFER_TIMEOUT_S):
+            while True:
+                if (await self.layer_state(digest)).state != "arriving":
+                    return
+                await trio.sleep(_UPLOAD_PAUSE_S)
+        raise DeadlineExceeded(
+            str(digest), "somebody else's fetch must end", expected=f"{_TRANSFER_TIMEOUT_S:g} s"
+        )
+
     async def _send_layer(
         self, digest: Digest, source: TarSource, offset: int, total: int, report: Progress
     ) -> LayerState:
@@ -231,11 +259,11 @@ class Client:
                 self._http.build_request("PUT", f"/api/v2/layers/{digest}", headers=headers),
                 body=body,
                 timeout_s=_TRANSFER_TIMEOUT_S,
-                max_bytes=_MAX_ANSWER_BYTES,
+                max_bytes=MAX_ANSWER_BYTES,
             )
         finally:
             await body.aclose()
-        return _typed(answer, LayerState)
+        return typed(answer, LayerState)
 
     async def seal(self) -> None:
         """End loading for good. Idempotent."""
@@ -246,10 +274,10 @@ class Client:
     async def start(self, image_id: str, environment: Sequence[str] = ()) -> int:
         """Start a container; `environment` holds NAME=VALUE requests. Returns its id."""
         body = {"image_id": image_id, "environment": list(environment)}
-        return _typed(await self._call("POST", "/api/v2/containers", body), _Started).container_id
+        return typed(await self._call("POST", "/api/v2/containers", body), _Started).container_id
 
     async def containers(self) -> tuple[ContainerView, ...]:
-        return _typed(await self._call("GET", "/api/v2/containers"), _Containers).containers
+        return typed(await self._call("GET", "/api/v2/containers"), _Containers).containers
 
     async def signal(self, container_id: int, signum: int) -> None:
         """Send a signal that the manifest lists; negative: to the process group."""
@@ -274,7 +302,7 @@ class Client:
         body: object | None = None,
         *,
         timeout_s: float = _REQUEST_TIMEOUT_S,
-        max_bytes: int = _MAX_ANSWER_BYTES,
+        max_bytes: int = MAX_ANSWER_BYTES,
     ) -> bytes:
         content = None if body is None else msgspec.json.encode(body)
         request = self._http.build_request(method, path, content=content)
@@ -298,7 +326,7 @@ class Client:
             with trio.fail_after(timeout_s):
                 response = await self._http.send(request, stream=True)
                 try:
-                    answer = await _read(response, item, max_bytes)
+                    answer = await read_bounded(response, item=item, max_bytes=max_bytes)
                 finally:
                     with trio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
                         await response.aclose()
@@ -311,7 +339,7 @@ class Client:
         except httpx.HTTPError as error:
             raise self._connection_failed(error) from error
         if response.status_code >= 400:
-            raise _refusal(answer, response.status_code, item)
+            raise refusal_of(answer, response.status_code, item)
         return answer
 
     def _connection_failed(self, error: httpx.HTTPError) -> ConnectionFailed:
@@ -337,39 +365,6 @@ _HINTS = {
     errno.ECONNREFUSED: "nobody listens: acond is not running",
     errno.EACCES: "may not be used by this user: try as root",
 }
-
-_REFUSALS: dict[str, type[Refusal]] = {
-    member.kind: member
-    for member in (getattr(supervisor.errors, name) for name in supervisor.errors.__all__)
-}
-
-
-def _refusal(answer: bytes, status_code: int, item: str) -> Refusal:
-    """What the daemon raised, of the same class; a plain `Refusal` for a kind unknown here."""
-    try:
-        error = _typed(answer, _ErrorAnswer).error
-    except FormatError:
-        return Refusal(item, "was refused without a reason", actual=f"status {status_code}")
-    refusal_class = _REFUSALS.get(error.kind, Refusal)
-    return refusal_class(error.item, error.rule, expected=error.expected, actual=error.actual)
-
-
-def _typed(answer: bytes, struct_type: type[_S]) -> _S:
-    value = decode_json(answer, item="answer", max_bytes=_MAX_ANSWER_BYTES)
-    return to_struct(value, struct_type, item="answer")
-
-
-async def _read(response: httpx.Response, item: str, max_bytes: int) -> bytes:
-    answer = bytearray()
-    raw = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
-    async with aclosing(raw) as chunks:
-        async for chunk in chunks:
-            if len(answer) + len(chunk) > max_bytes:
-                raise FormatError(
-                    item, "an answer is bounded", expected=f"at most {max_bytes} bytes"
-                )
-            answer += chunk
-    return bytes(answer)
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

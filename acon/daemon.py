@@ -22,14 +22,25 @@ T = TypeVar("T")
 
 def client_of(args: argparse.Namespace) -> Client:
     """`--socket` or `--url`, else `ACON_SOCKET` or `ACON_URL`, else this machine's daemon."""
-    socket, url = args.socket, args.url
-    if socket is None and url is None:
-        socket, url = os.environ.get("ACON_SOCKET"), os.environ.get("ACON_URL")
-        if socket and url:
-            raise UsageError("environment", "only one of ACON_SOCKET and ACON_URL may be set")
+    socket, url = _where(args)
     if url:
         return Client.over_url(url, ca_file=Path(args.ca_file) if args.ca_file else None)
     return Client.over_socket(Path(socket or DEFAULT_SOCKET))
+
+
+def is_of_this_machine(args: argparse.Namespace) -> bool:
+    """Whether the daemon that `args` name sees the files that this machine has."""
+    return not _where(args)[1]
+
+
+def _where(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Socket and URL; at most one of them says anything."""
+    if args.socket is not None or args.url is not None:
+        return args.socket, args.url
+    socket, url = os.environ.get("ACON_SOCKET"), os.environ.get("ACON_URL")
+    if socket and url:
+        raise UsageError("environment", "only one of ACON_SOCKET and ACON_URL may be set")
+    return socket, url
 
 
 def converse(args: argparse.Namespace, work: Callable[[Client], Awaitable[T]]) -> T:

@@ -1,151 +1,178 @@
-"""A layer's uncompressed tar, piece by piece, whatever it lies compressed with."""
+"""A layer's uncompressed tar, piece by piece, whatever it lies compressed with.
+
+What runs here is the owner's or the operator's own machine: decompression happens in this
+process, with the same loops that the daemon runs in a worker without privilege.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import os
+import stat
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import msgspec
 
-from acon.bundle import LayerSource, OciSource
-from supervisor.formats.digest import Digest
+from acon.errors import UsageError
+from plugins.image_store.arrival.media_types import compression_of
+from plugins.image_store.inflate.streams import StreamDamaged, gunzip, unzstd
+from supervisor.formats.digest import DIGEST_SIZES_BYTES, Digest
 from supervisor.formats.errors import DigestMismatch, FormatError
+from supervisor.seams import FileBlob
 
-CHUNK_BYTES = 1024 * 1024
-# zlib: "+16" reads a gzip header and trailer (zlib manual, inflateInit2).
-_GZIP_WBITS = zlib.MAX_WBITS | 16
+CHUNK_BYTES = 256 << 10
+
+Advance = Callable[[int], None]
 
 
 class LayerDigests(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one layer: `blob_*` as it lies there, the others of the uncompressed tar. Hex."""
+    """Of one uncompressed tar; `hex_digests` by algorithm."""
 
-    blob_sha256: str
-    blob_size_bytes: int
-    sha256: str
-    sha384: str
-    sha512: str
     size_bytes: int
+    hex_digests: dict[str, str]
 
     def digest(self, algorithm: str) -> Digest:
-        return Digest(algorithm, {"sha384": self.sha384, "sha512": self.sha512}[algorithm])
+        return Digest(algorithm, self.hex_digests[algorithm])
 
 
-class LayerReader:
-    """Iterates over the uncompressed bytes in pieces of at most `CHUNK_BYTES`.
+def _no_report(_count_bytes: int) -> None:
+    pass
 
-    Memory is bounded whatever the compression ratio. Raises `FormatError` for a damaged
-    or unknown compression. `digests()` may be asked once the iteration has ended.
+
+def _no_check() -> None:
+    pass
+
+
+def layer_pieces(
+    source: FileBlob, *, advance: Advance = _no_report, between: Callable[[], None] = _no_check
+) -> Generator[bytes, None, None]:
+    """The uncompressed bytes of the blob that lies where `source` says. Blocking.
+
+    The file is opened at the first step and closed with the generator; memory is bounded
+    whatever the compression. `advance` is told how many bytes of the blob each read gave,
+    `between` is called before each and may raise. The end is reached only if the blob has
+    the sizes and the digest that `source` says: raises `DigestMismatch` or `FormatError`
+    otherwise, for damaged or unknown compression too, `UsageError` for what is no file and
+    `OSError`.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        media_type: str = "application/vnd.oci.image.layer.v1.tar",
-        advance: Callable[[int], None] = lambda _count: None,
-    ) -> None:
-        self._path = path
-        self._compression = _compression(media_type, item=str(path))
-        self._advance = advance
-        self._blob = hashlib.sha256()
-        self._blob_bytes = 0
-        self._hashes = {name: hashlib.new(name) for name in ("sha256", "sha384", "sha512")}
-        self._bytes = 0
-        self._ended = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        pieces = self._raw() if self._compression is None else self._gunzip()
+    compression = compression_of(source.media_type, item=source.file)
+    raw = _raw(source, advance, between)
+    try:
+        if compression is None:
+            pieces: Iterator[bytes] = raw
+        else:
+            pieces = (gunzip if compression == "gzip" else unzstd)(raw)
+        size_bytes = 0
         for piece in pieces:
-            for one in self._hashes.values():
-                one.update(piece)
-            self._bytes += len(piece)
+            size_bytes += len(piece)
+            if source.tar_size_bytes is not None and size_bytes > source.tar_size_bytes:
+                raise _wrong_tar_size(source, "more")
             yield piece
-        self._ended = True
-
-    def digests(self) -> LayerDigests:
-        if not self._ended:
-            raise RuntimeError("digests() before the layer was read to its end")
-        return LayerDigests(
-            blob_sha256=self._blob.hexdigest(),
-            blob_size_bytes=self._blob_bytes,
-            size_bytes=self._bytes,
-            **{name: one.hexdigest() for name, one in self._hashes.items()},
-        )
-
-    def _raw(self) -> Iterator[bytes]:
-        with self._path.open("rb") as file:
-            while piece := file.read(CHUNK_BYTES):
-                self._blob.update(piece)
-                self._blob_bytes += len(piece)
-                self._advance(len(piece))
-                yield piece
-
-    def _gunzip(self) -> Iterator[bytes]:
-        inflate = zlib.decompressobj(_GZIP_WBITS)
-        # Several gzip members one after the other are one stream (RFC 1952, 2.2).
-        between_members = True
-        try:
-            for compressed in self._raw():
-                waiting = compressed
-                while waiting:
-                    between_members = False
-                    piece = inflate.decompress(waiting, CHUNK_BYTES)
-                    if piece:
-                        yield piece
-                    if inflate.eof:
-                        waiting = inflate.unused_data
-                        inflate = zlib.decompressobj(_GZIP_WBITS)
-                        between_members = True
-                    else:
-                        waiting = inflate.unconsumed_tail
-        except zlib.error as error:
-            raise FormatError(str(self._path), "must be gzip", actual=error) from None
-        if not between_members:
-            raise FormatError(str(self._path), "must be whole gzip", actual="it ends too early")
+        if source.tar_size_bytes not in (None, size_bytes):
+            raise _wrong_tar_size(source, size_bytes)
+        # Whoever decompresses may stop at its format's end; the blob's own end is checked by
+        # reading on.
+        if next(raw, None) is not None:
+            raise FormatError(source.file, "nothing may follow the compressed layer")
+    except StreamDamaged as error:
+        raise FormatError(source.file, error.rule, actual=error.detail) from None
+    finally:
+        raw.close()
 
 
-def hash_layer(reader: LayerReader) -> LayerDigests:
-    """Read a layer to its end for its digests alone."""
-    for _piece in reader:
-        pass
-    return reader.digests()
-
-
-def open_source(
-    source: LayerSource, path: Path, *, advance: Callable[[int], None] = lambda _count: None
-) -> LayerReader:
-    """A reader of the layer that `source` tells of, which lies at `path`."""
-    if isinstance(source, OciSource):
-        return LayerReader(path, media_type=source.media_type, advance=advance)
-    return LayerReader(path, advance=advance)
+def hash_layer(
+    source: FileBlob,
+    *,
+    algorithms: Sequence[str] = ("sha384",),
+    advance: Advance = _no_report,
+    between: Callable[[], None] = _no_check,
+) -> LayerDigests:
+    """Read a layer to its end for the digests of its tar. Blocking; raises as `layer_pieces`."""
+    hashes = {name: hashlib.new(name) for name in algorithms}
+    size_bytes = 0
+    for piece in layer_pieces(source, advance=advance, between=between):
+        for one in hashes.values():
+            one.update(piece)
+        size_bytes += len(piece)
+    return LayerDigests(
+        size_bytes=size_bytes,
+        hex_digests={name: one.hexdigest() for name, one in hashes.items()},
+    )
 
 
 def require_digest(actual: LayerDigests, expected: Digest, *, item: str) -> None:
     """Refuse a layer whose uncompressed bytes have another digest than `expected`."""
-    found = {"sha256": actual.sha256, "sha384": actual.sha384, "sha512": actual.sha512}
-    if found[expected.algorithm] != expected.hex:
+    found = actual.digest(expected.algorithm)
+    if found != expected:
         raise DigestMismatch(
             item,
             "a layer's uncompressed tar must have the digest in the manifest",
             expected=expected,
-            actual=f"{expected.algorithm}/{found[expected.algorithm]}",
+            actual=found,
         )
 
 
-def _compression(media_type: str, *, item: str) -> str | None:
-    base, plus, suffix = media_type.partition("+")
-    if not plus and base.endswith((".tar.gzip", ".tar.gz")):
-        return "gzip"
-    if not plus and base.endswith((".tar", "/x-tar")):
-        return None
-    if plus and base.endswith(".tar") and suffix == "gzip":
-        return "gzip"
-    raise FormatError(
-        item,
-        "a layer must be a tar, plain or gzip "
-        "(`skopeo copy --dest-compress-format gzip` makes it so)",
-        expected="application/vnd.oci.image.layer.v1.tar[+gzip]",
-        actual=media_type,
+def _raw(
+    source: FileBlob, advance: Advance, between: Callable[[], None]
+) -> Generator[bytes, None, None]:
+    fd = _open(source.file)
+    try:
+        end = source.offset_bytes + source.size_bytes
+        if os.fstat(fd).st_size < end:
+            raise FormatError(
+                source.file,
+                "the file must hold the whole blob",
+                expected=f"{end} bytes at least",
+                actual=f"{os.fstat(fd).st_size} bytes",
+            )
+        algorithm, _, expected = (source.blob_digest or "").partition(":")
+        hasher = None if source.blob_digest is None else _hasher(algorithm, source.file)
+        at = source.offset_bytes
+        while at < end:
+            between()
+            chunk = os.pread(fd, min(CHUNK_BYTES, end - at), at)
+            if not chunk:
+                raise FormatError(source.file, "a blob does not shrink while it is read")
+            at += len(chunk)
+            if hasher is not None:
+                hasher.update(chunk)
+            advance(len(chunk))
+            yield chunk
+        if hasher is not None and hasher.hexdigest() != expected:
+            raise DigestMismatch(
+                source.file,
+                "a blob must have the digest that names it",
+                expected=source.blob_digest,
+                actual=f"{algorithm}:{hasher.hexdigest()}",
+            )
+    finally:
+        os.close(fd)
+
+
+def _hasher(algorithm: str, item: str) -> hashlib._Hash:
+    if algorithm not in DIGEST_SIZES_BYTES:
+        raise FormatError(
+            item,
+            "a blob is named ALGORITHM:HEX",
+            expected=" or ".join(sorted(DIGEST_SIZES_BYTES)),
+            actual=algorithm[:160],
+        )
+    return hashlib.new(algorithm)
+
+
+def _open(file: str) -> int:
+    """A plain file's descriptor: a pipe that somebody put there must not make anyone wait."""
+    fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise UsageError(file, "must be a plain file")
+
+
+def _wrong_tar_size(source: FileBlob, actual: object) -> FormatError:
+    return FormatError(
+        source.file,
+        "the uncompressed layer must have the size that its source names",
+        expected=source.tar_size_bytes,
+        actual=actual,
     )

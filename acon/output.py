@@ -53,19 +53,35 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-class Progress(Protocol):
-    """Shows how far a long job is."""
-
-    def begin(self, title: str, total_bytes: int | None) -> None: ...
+class Bar(Protocol):
+    """How far one of several jobs is. May be moved from any thread."""
 
     def advance(self, count_bytes: int) -> None: ...
 
+    def reach(self, done_bytes: int, total_bytes: int | None) -> None:
+        """Where it stands now, for those who are told totals; it may fall back."""
+
+    def end(self) -> None:
+        """Take the bar away: its job is done, failed, or goes on as another. Idempotent."""
+
+
+class Progress(Protocol):
+    """Shows how far long jobs are, each with a bar of its own."""
+
+    def begin(self, title: str, total_bytes: int | None) -> Bar: ...
+
 
 class _Quiet:
-    def begin(self, title: str, total_bytes: int | None) -> None:
-        pass
+    def begin(self, title: str, total_bytes: int | None) -> Bar:
+        return self
 
     def advance(self, count_bytes: int) -> None:
+        pass
+
+    def reach(self, done_bytes: int, total_bytes: int | None) -> None:
+        pass
+
+    def end(self) -> None:
         pass
 
 
@@ -78,23 +94,37 @@ def progress(args: argparse.Namespace) -> Iterator[Progress]:
     import rich.console
     import rich.progress
 
-    bars = rich.progress.Progress(
+    shown = rich.progress.Progress(
         rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),
         rich.progress.DownloadColumn(),
         rich.progress.TransferSpeedColumn(),
         console=rich.console.Console(stderr=True),
+        # Lines of the result stand above the bars on a terminal, and stay what they are in a pipe.
+        redirect_stdout=sys.stdout.isatty(),
     )
 
-    class Bars:
-        task: rich.progress.TaskID | None = None
-
-        def begin(self, title: str, total_bytes: int | None) -> None:
-            self.task = bars.add_task(printable(title), total=total_bytes)
+    class OneBar:
+        def __init__(self, task: rich.progress.TaskID) -> None:
+            self._task = task
+            self._ended = False
 
         def advance(self, count_bytes: int) -> None:
-            if self.task is not None:
-                bars.advance(self.task, count_bytes)
+            if not self._ended:
+                shown.advance(self._task, count_bytes)
 
-    with bars:
+        def reach(self, done_bytes: int, total_bytes: int | None) -> None:
+            if not self._ended:
+                shown.update(self._task, completed=done_bytes, total=total_bytes)
+
+        def end(self) -> None:
+            if not self._ended:
+                self._ended = True
+                shown.remove_task(self._task)
+
+    class Bars:
+        def begin(self, title: str, total_bytes: int | None) -> Bar:
+            return OneBar(shown.add_task(printable(title), total=total_bytes))
+
+    with shown:
         yield Bars()

@@ -33,3 +33,15 @@ def expand_signer(text: str, *, item: str, default_rest: str | None = None) -> s
             actual=text,
         )
     return text
+
+
+def parse_signer(text: str, *, item: str) -> str:
+    """`HASH/SIGNER` from that itself, or from the certificate file of that name."""
+    from supervisor.formats.ids import parse_signer_id
+    from supervisor.formats.signature import signer_id_of
+
+    path = Path(text)
+    if path.is_file():
+        return str(signer_id_of(load_certificate_der(path), unsafe_allow_sha256=True))
+    # Which hashes are strong enough is judged where the image is.
+    return str(parse_signer_id(text, item=item, unsafe_allow_sha256=True))

@@ -20,6 +20,10 @@ from benchmarks import (
     admission,
     daemon_start,
     hook_calls,
+    image_index,
+    image_memory,
+    image_sources,
+    image_transfers,
     measuring,
     report,
     starts,
@@ -36,6 +40,10 @@ BENCHMARKS: dict[str, Callable[[], Section]] = {
     "daemon_start": daemon_start.run,
     "verifying": verifying.run,
     "measuring": measuring.run,
+    "image_sources": image_sources.run,
+    "image_transfers": image_transfers.run,
+    "image_memory": image_memory.run,
+    "image_index": image_index.run,
 }
 
 

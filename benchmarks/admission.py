@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
+from benchmarks.cores import one_core
 from benchmarks.figures import Figure, Goal, Section, Stopwatch, stopwatch
 from benchmarks.ram import ram_folder
 from plugins.csp_delegation import CspDelegation
@@ -79,22 +78,3 @@ async def _admit_each(uploads: Sequence[ManifestUpload], folder: Path) -> list[S
                 await supervisor.admit([upload])
             watches.append(watch)
     return watches
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Hold every thread of this process, and those that they start, on one core."""
-    before = os.sched_getaffinity(0)
-    _hold_on({min(before)})
-    try:
-        yield
-    finally:
-        _hold_on(before)
-
-
-def _hold_on(cores: set[int]) -> None:
-    for thread in Path("/proc/self/task").iterdir():
-        try:
-            os.sched_setaffinity(int(thread.name), cores)
-        except ProcessLookupError:  # it ended meanwhile
-            continue

@@ -37,13 +37,17 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """One benchmark's outcome. `left_out` says what could not be measured here, and why."""
+    """One benchmark's outcome. `left_out` says what could not be measured here, and why.
+
+    `conclusion`: what was decided by it, and how the figures decide it.
+    """
 
     name: str
     title: str
     method: str
     figures: tuple[Figure, ...]
     left_out: tuple[str, ...] = ()
+    conclusion: str = ""
 
 
 class CannotMeasure(Exception):

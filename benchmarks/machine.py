@@ -25,10 +25,14 @@ _REQUEST = b"GET /api/v2/images HTTP/1.1\r\nHost: acond\r\nConnection: close\r\n
 
 
 class Machine:
-    """Everything lies below `folder`, whose owner removes it. Use with `with`."""
+    """Everything lies below `folder`, whose owner removes it. Use with `with`.
 
-    def __init__(self, folder: Path) -> None:
+    `settings` are more tables of the daemon's configuration, TOML.
+    """
+
+    def __init__(self, folder: Path, *, settings: str = "") -> None:
         self.folder = folder
+        self._settings = settings
         self.pki = folder / "pki"
         self.td_socket = folder / "td" / "td.sock"
         self.api = folder / "api.sock"
@@ -58,7 +62,7 @@ class Machine:
         )
         # The last of its two sockets.
         last = owner_socket_path(self.td_socket)
-        _wait_until(last.is_socket, self._td, self.folder / "td.log")
+        _wait_until(lambda: _accepts(last), self._td, self.folder / "td.log")
         self._write_config()
 
     def boot(self) -> None:
@@ -83,6 +87,7 @@ class Machine:
             f"[plugins]\norder = [{order}]\n"
             f'[plugin.tdx_sim]\nsocket = "{self.td_socket}"\n'
             f'[plugin.http_api]\nsocket = "{self.api}"\n'
+            f"{self._settings}"
         )
 
     def halt(self) -> None:
@@ -111,6 +116,16 @@ class Machine:
                 return connection.recv(64).startswith(b"HTTP/1.1 200")
             except (FileNotFoundError, ConnectionError):
                 return False
+
+
+def _accepts(path: Path) -> bool:
+    """A socket's file is there a moment before anybody listens."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionError):
+            return False
+        return True
 
 
 def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:

@@ -17,23 +17,25 @@ SIZE_MIB = 1024
 
 
 @contextmanager
-def ram_folder() -> Iterator[Path]:
+def ram_folder(*, size_mib: int = SIZE_MIB) -> Iterator[Path]:
     """A new folder on a tmpfs that everyone may pass through; removed at the end.
 
-    Where no tmpfs can be written root mounts one. Raises `CannotMeasure` for others.
+    Where no tmpfs with that much free can be written root mounts one. Raises `CannotMeasure`
+    for others.
     """
     ready = [
         fields[1]
         for fields in (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
         if fields[2] == "tmpfs" and fields[1] in PLACES and os.access(fields[1], os.W_OK)
     ]
+    ready = [place for place in ready if shutil.disk_usage(place).free >= size_mib << 20]
     if not ready and os.geteuid() != 0:
-        raise CannotMeasure(f"no tmpfs at {', '.join(PLACES)} can be written")
+        raise CannotMeasure(f"no tmpfs at {', '.join(PLACES)} has {size_mib} MiB to write")
     folder = Path(tempfile.mkdtemp(prefix="acon-bench-", dir=ready[0] if ready else None))
     try:
         folder.chmod(0o711)
         if not ready:
-            mount_tmpfs(folder, mode=0o711, size_mib=SIZE_MIB)
+            mount_tmpfs(folder, mode=0o711, size_mib=size_mib)
         yield folder
     finally:
         if not ready:

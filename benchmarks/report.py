@@ -38,12 +38,19 @@ class MachineWords(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     runc: str | None
     podman: str | None
+    skopeo: str | None
+    umoci: str | None
     load_at_start: float
 
     def __str__(self) -> str:
         tools = [
             f"{name} {version}"
-            for name, version in (("runc", self.runc), ("Podman", self.podman))
+            for name, version in (
+                ("runc", self.runc),
+                ("Podman", self.podman),
+                ("skopeo", self.skopeo),
+                ("umoci", self.umoci),
+            )
             if version
         ]
         return ", ".join(
@@ -66,6 +73,8 @@ def describe_machine() -> MachineWords:
         python=platform.python_version(),
         runc=_version("runc"),
         podman=_version("podman"),
+        skopeo=_version("skopeo"),
+        umoci=_version("umoci"),
         load_at_start=os.getloadavg()[0],
     )
 
@@ -98,6 +107,8 @@ def _section(section: Section) -> str:
         lines += [_row(figure) for figure in section.figures]
         lines.append("")
     lines += [f"Left out: {reason}\n" for reason in section.left_out]
+    if section.conclusion:
+        lines += [section.conclusion, ""]
     return "\n".join(lines)
 
 

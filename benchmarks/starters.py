@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import tarfile
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +22,7 @@ import trio
 from acon.client import Client
 from acon.tar_source import FileTar
 from benchmarks.figures import CannotMeasure
+from benchmarks.programs import run_program
 from plugins.oci_runtime.cgroups import ControlGroups
 from supervisor.formats.digest import Digest, digest_of
 from supervisor.testing import Owner, manifest
@@ -166,13 +166,13 @@ class BareRuntime:
         bundle = self._folder / str(number)
         arguments = ["run", "--detach", "--bundle", str(bundle)]
         arguments += ["--pid-file", str(bundle / "pid"), str(number)]
-        await _run([*self._command(), *arguments], self._log)
+        await run_program([*self._command(), *arguments], self._log)
 
     async def end(self, number: int) -> None:
         pid = int((self._folder / str(number) / "pid").read_text())
         os.kill(pid, signal.SIGKILL)
         await _reap(pid)
-        await _run([*self._command(), "delete", "--force", str(number)], self._log)
+        await run_program([*self._command(), "delete", "--force", str(number)], self._log)
         self._sockets.pop(number).close()
 
     def _command(self) -> tuple[str, ...]:
@@ -211,7 +211,7 @@ class Podman:
 
     async def load(self, layer: Path) -> None:
         """Import the image and start it once. Raises `CannotMeasure` with Podman's words."""
-        await _run([*self._command, "import", str(layer), "program:1"], self._log)
+        await run_program([*self._command, "import", str(layer), "program:1"], self._log)
         await self.start(0)
         await self.end(0)
 
@@ -222,10 +222,10 @@ class Podman:
         arguments = ["run", "--detach", "--name", f"n{number}", "--pull", "never", "--read-only"]
         arguments += ["--network", "host", "--cgroup-parent", self._groups.parent, *_LIMITS]
         arguments += ["--conmon-pidfile", str(self._folder / f"conmon-{number}"), "program:1"]
-        await _run([*self._command, *arguments, *PROGRAM], self._log)
+        await run_program([*self._command, *arguments, *PROGRAM], self._log)
 
     async def end(self, number: int) -> None:
-        await _run([*self._command, "rm", "--force", "--time", "0", f"n{number}"], self._log)
+        await run_program([*self._command, "rm", "--force", "--time", "0", f"n{number}"], self._log)
         conmon = self._folder / f"conmon-{number}"
         if conmon.exists():
             await _reap(int(conmon.read_text()))
@@ -233,21 +233,9 @@ class Podman:
     async def close(self) -> None:
         """Remove what is left of containers and of the storage's mounts."""
         with suppress(CannotMeasure):
-            await _run([*self._command, "rm", "--all", "--force", "--time", "0"], self._log)
+            await run_program([*self._command, "rm", "--all", "--force", "--time", "0"], self._log)
         await self._groups.end()
         _unmount_below(self._folder)
-
-
-async def _run(command: Sequence[str], log: Path) -> None:
-    """Run to the end; its words go to a file, since what it leaves running keeps them open."""
-    with log.open("w+b") as words:
-        process = await trio.run_process(
-            command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, check=False
-        )
-        if process.returncode:
-            words.seek(0)
-            said = words.read()[-1000:].decode(errors="replace").strip()
-            raise CannotMeasure(f"`{Path(command[0]).name}` failed: {said}")
 
 
 async def _reap(pid: int) -> None:

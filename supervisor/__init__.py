@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from supervisor.events import ImageFetched as ImageFetched
     from supervisor.events import LayerFetched as LayerFetched
     from supervisor.events import LayerFreed as LayerFreed
+    from supervisor.events import LayerMounted as LayerMounted
     from supervisor.events import LayerProgress as LayerProgress
     from supervisor.events import LayerVerified as LayerVerified
     from supervisor.events import LoadRefused as LoadRefused
@@ -57,12 +58,14 @@ if TYPE_CHECKING:
     from supervisor.seams import ContainerRuntime as ContainerRuntime
     from supervisor.seams import ContainerSpec as ContainerSpec
     from supervisor.seams import ExitStatus as ExitStatus
+    from supervisor.seams import FileBlob as FileBlob
     from supervisor.seams import IdMap as IdMap
+    from supervisor.seams import LayerSource as LayerSource
     from supervisor.seams import LayerStore as LayerStore
     from supervisor.seams import LayerUpload as LayerUpload
-    from supervisor.seams import OciBlob as OciBlob
     from supervisor.seams import QuoteSource as QuoteSource
     from supervisor.seams import Registers as Registers
+    from supervisor.seams import RegistryBlob as RegistryBlob
     from supervisor.seams import Rootfs as Rootfs
     from supervisor.seams import RunningContainer as RunningContainer
     from supervisor.verdicts import Allow as Allow
@@ -100,6 +103,7 @@ _HOMES = {
         "ImageFetched",
         "LayerFetched",
         "LayerFreed",
+        "LayerMounted",
         "LayerProgress",
         "LayerVerified",
         "LoadRefused",
@@ -121,11 +125,13 @@ _HOMES = {
         "ContainerRuntime",
         "ContainerSpec",
         "ExitStatus",
+        "FileBlob",
         "IdMap",
+        "LayerSource",
         "LayerStore",
         "LayerUpload",
-        "OciBlob",
         "QuoteSource",
+        "RegistryBlob",
         "Registers",
         "Rootfs",
         "RunningContainer",

@@ -26,7 +26,6 @@ from supervisor.events import (
     Sealed,
 )
 from supervisor.formats.delegation import AliasStatement, Resolver
-from supervisor.formats.digest import Digest
 from supervisor.formats.launch_policy import require_admissible
 from supervisor.formats.log_events import AdmitImagesEvent, SealEvent, decode_event
 from supervisor.formats.signature import SignedManifest, verify_signed_manifest
@@ -260,17 +259,6 @@ class Admission:
         if self._resolver is None:
             self._resolver = Resolver(self._statements)
         return self._resolver
-
-    def named_layers(self) -> frozenset[Digest]:
-        """Every layer digest that an admitted image names, pinned or by an alias."""
-        named: set[Digest] = set()
-        for image in self._images.values():
-            manifest = image.signed.manifest
-            named.update(layer for layer in manifest.layers if isinstance(layer, Digest))
-            named.update(
-                target for target, _ in manifest.content_aliases if isinstance(target, Digest)
-            )
-        return frozenset(named)
 
 
 def _size_bytes(signed: SignedManifest) -> int:

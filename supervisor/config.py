@@ -64,9 +64,14 @@ class AdmissionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class LayersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long one layer may take: to be fetched, or from its last byte to being usable."""
+    """Bounds on layers.
+
+    `timeout_s`: how long one may take to be fetched, or from its last byte to being usable.
+    `max_image_bytes`: what all layers of one image may hold together, uncompressed.
+    """
 
     timeout_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
+    max_image_bytes: Annotated[int, msgspec.Meta(ge=4096, le=2**44)] = 4 * 2**30
 
 
 class ContainersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

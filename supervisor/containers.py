@@ -108,14 +108,16 @@ class Containers:
         image = self._admission.require(image_id)
         with self._instance_of(image) as pass_on:
             start = await self._measure(image, requested)
-            if self._nursery is None:
-                raise Conflict(image_id, "the supervisor is shutting down")
-            self._last_id += 1
-            container = Container(self._last_id, start, self._ids.draw(image.signed.manifest.uids))
-            pass_on()
-            with trio.move_on_after(self._config.start_timeout_s):
-                await self._nursery.start(self._run_one, container)
-                return container
+            async with self._layers.starting(start.layers):
+                if self._nursery is None:
+                    raise Conflict(image_id, "the supervisor is shutting down")
+                self._last_id += 1
+                uids = image.signed.manifest.uids
+                container = Container(self._last_id, start, self._ids.draw(uids))
+                pass_on()
+                with trio.move_on_after(self._config.start_timeout_s):
+                    await self._nursery.start(self._run_one, container)
+                    return container
         raise DeadlineExceeded(
             image_id, "must start in time", expected=f"{self._config.start_timeout_s} s"
         )
@@ -166,7 +168,7 @@ class Containers:
         environment = resolve_environment(manifest.env, requested)
         for _ in range(START_ROUNDS):
             resolved = resolve_layers(manifest.layers, self._admission.statements)
-            layers = self._layers.require((layer.digest for layer in resolved), item=image.image_id)
+            self._layers.require((layer.digest for layer in resolved), item=image.image_id)
             event = ContainerStarting(
                 image_id=image.image_id,
                 layers=resolved,
@@ -179,6 +181,10 @@ class Containers:
                 # still be what the log so far resolves to.
                 if resolve_layers(manifest.layers, self._admission.statements) != resolved:
                     continue
+                # Looked up here, so that what is mounted is what is here when it is recorded.
+                layers = self._layers.require(
+                    (layer.digest for layer in resolved), item=image.image_id
+                )
                 receipt = await writer.record_container(
                     start_container_event(
                         event.image_id, event.layers, event.argv, event.environment

@@ -63,6 +63,18 @@ class LayerVerified(msgspec.Struct, frozen=True, kw_only=True, tag="layer.verifi
     size_bytes: int
 
 
+class LayerMounted(msgspec.Struct, frozen=True, kw_only=True, tag="layer.mounted"):
+    """A verified layer can be seen by containers from now on.
+
+    `how` is "erofs" (an index over the tar itself) or "unpack"; `memory_bytes` is what that
+    takes: tar and index, or the unpacked tree.
+    """
+
+    digest: str
+    how: str
+    memory_bytes: int
+
+
 class LayerFreed(msgspec.Struct, frozen=True, kw_only=True, tag="layer.freed"):
     """A layer's bytes are gone."""
 
@@ -71,7 +83,7 @@ class LayerFreed(msgspec.Struct, frozen=True, kw_only=True, tag="layer.freed"):
 
 
 class LayerProgress(msgspec.Struct, frozen=True, kw_only=True, tag="layer.progress"):
-    """Bytes so far; lossy."""
+    """How far a transfer is; lossy. Bytes of the blob as it is stored, compressed or not."""
 
     digest: str
     received_bytes: int
@@ -133,6 +145,7 @@ Event: TypeAlias = (
     | LoadRefused
     | LayerFetched
     | LayerVerified
+    | LayerMounted
     | LayerFreed
     | LayerProgress
     | ContainerStarted

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from supervisor.formats.digest import Digest
-from supervisor.seams import LayerUpload, OciBlob
+from supervisor.seams import LayerSource, LayerUpload
 
 
 class ManifestUpload(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +75,12 @@ class Operations(Protocol):
     async def finish_layer(self, expected: Digest, upload: LayerUpload) -> None:
         """Verify the uploaded bytes and make the layer usable; frees them if they are wrong."""
 
-    async def fetch_layer(self, expected: Digest, source: OciBlob) -> None:
-        """Fetch, verify and make usable. Returns at once if the layer is already here."""
+    async def fetch_layer(self, expected: Digest, source: LayerSource) -> None:
+        """Fetch, verify and make usable. Returns at once if the layer is already here.
+
+        Calls for one layer share one transfer. Cancelling one gives up its share: the transfer
+        ends with the last, and leaves nothing behind.
+        """
 
     def has_layer(self, digest: Digest) -> bool:
         """Whether the layer is verified and usable."""

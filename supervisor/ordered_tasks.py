@@ -19,13 +19,16 @@ log = structlog.stdlib.get_logger("supervisor.service")
 
 
 @asynccontextmanager
-async def plugin_task(
-    plugin: str,
+async def ordered_task(
+    name: str,
     function: Callable[..., Awaitable[object]],
     start_timeout_s: float,
     stop_timeout_s: float,
 ) -> AsyncIterator[None]:
-    """A plugin's task beside the body; at exit it is cancelled and given time to clean up."""
+    """A task beside the body; at exit it is cancelled and given time to clean up.
+
+    `name` is the plugin's whose task it is, or says what the supervisor's own does.
+    """
     scope = trio.CancelScope()
     ended = trio.Event()
 
@@ -34,7 +37,7 @@ async def plugin_task(
             with scope:
                 await function(task_status)
             if not scope.cancel_called:
-                raise RuntimeFailed(plugin, "its task ended by itself")
+                raise RuntimeFailed(name, "its task ended by itself")
         finally:
             ended.set()
 
@@ -44,7 +47,7 @@ async def plugin_task(
                 await nursery.start(run)
         except trio.TooSlowError as error:
             raise RuntimeFailed(
-                plugin, "must be ready in time", expected=f"{start_timeout_s:g} s"
+                name, "must be ready in time", expected=f"{start_timeout_s:g} s"
             ) from error
         # From here on it ends when its turn comes, not with the whole daemon's cancellation.
         scope.shield = True
@@ -56,7 +59,7 @@ async def plugin_task(
                 waiting.deadline = trio.current_time() + stop_timeout_s
                 await ended.wait()
             if waiting.cancelled_caught:
-                log.error("plugin did not stop in time", plugin=plugin)
+                log.error("a task did not stop in time", task=name)
 
 
 @asynccontextmanager

@@ -9,12 +9,18 @@ and leave nothing behind when cancelled.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
 from supervisor.formats.digest import Digest
 from supervisor.proofs import StartReceipt, StoredLayer, VerifiedLayer
+
+# Bytes; what JSON's integers hold exactly.
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+# Refusals repeat what a client said, so it is short: a path (PATH_MAX), and all other words.
+PathText = Annotated[str, msgspec.Meta(max_length=4096)]
+ShortText = Annotated[str, msgspec.Meta(max_length=512)]
 
 
 @runtime_checkable
@@ -48,13 +54,39 @@ class QuoteSource(Protocol):
 # --- layers ---------------------------------------------------------------------------------
 
 
-class OciBlob(msgspec.Struct, frozen=True, kw_only=True, tag="oci"):
-    """A layer blob in an OCI layout directory that the daemon may read."""
+class FileBlob(msgspec.Struct, frozen=True, kw_only=True, tag="file", forbid_unknown_fields=True):
+    """A layer in a file that the daemon may read, or in a part of one (an archive's member).
 
-    directory: str
-    blob_digest: str  # `sha256:HEX` of the compressed blob, as in the layout
-    media_type: str
-    size_bytes: int
+    Where bytes may be found, as a client says: trusted for nothing. `blob_digest` is of the
+    `size_bytes` from `offset_bytes` on, compressed or not; formats that know none leave it
+    out. `tar_size_bytes`, of the uncompressed tar, is reserved before a byte moves.
+    """
+
+    file: PathText  # absolute
+    size_bytes: Size
+    media_type: ShortText
+    offset_bytes: Size = 0
+    blob_digest: ShortText | None = None  # ALGORITHM:HEX
+    tar_size_bytes: Size | None = None
+
+
+class RegistryBlob(
+    msgspec.Struct, frozen=True, kw_only=True, tag="registry", forbid_unknown_fields=True
+):
+    """A layer in a repository of a registry (OCI distribution specification 1.1).
+
+    Trusted for nothing; `tar_size_bytes` as in `FileBlob`.
+    """
+
+    registry: ShortText  # HOST or HOST:PORT
+    repository: ShortText
+    blob_digest: ShortText  # ALGORITHM:HEX of the blob as it is stored, compressed or not
+    media_type: ShortText
+    size_bytes: Size
+    tar_size_bytes: Size | None = None
+
+
+LayerSource: TypeAlias = FileBlob | RegistryBlob
 
 
 class LayerUpload(Protocol):
@@ -103,8 +135,8 @@ class LayerStore(Protocol):
     async def upload(self, expected: Digest, *, size_bytes: int | None) -> LayerUpload:
         """Begin to receive an uncompressed tar; refuses before a byte moves if it cannot fit."""
 
-    async def fetch(self, expected: Digest, source: OciBlob) -> StoredLayer:
-        """Read and decompress a blob; compressed digest and size checked against `source`.
+    async def fetch(self, expected: Digest, source: LayerSource) -> StoredLayer:
+        """Read and decompress a blob; its own digest and sizes are checked against `source`.
 
         `computed` must be looked at by the caller: the store compares nothing with `expected`.
         """
@@ -116,7 +148,10 @@ class LayerStore(Protocol):
         """
 
     async def discard(self, stored: StoredLayer) -> None:
-        """Free the bytes of a layer that is not wanted. Idempotent, never raises."""
+        """Free the bytes of a layer that is not wanted. Idempotent, never raises.
+
+        What is mounted stays until the last root of it is closed; it is not mounted again.
+        """
 
     async def mount(
         self,

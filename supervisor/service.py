@@ -1,9 +1,10 @@
 """The running supervisor: who owns which task, what starts before what, and how it ends.
 
-Nurseries from outside to inside: plugins' lifespans, observers, containers, servers.
-Start goes inwards and shutdown outwards: servers stop accepting, containers are asked
-and then killed, observers drain, lifespans clean up in reverse order. What a killed
-predecessor left is ended (lifespans) before anything is measured.
+Nurseries from outside to inside: plugins' lifespans, observers, containers, transfers of
+layers, servers. Start goes inwards and shutdown outwards: servers stop accepting,
+transfers are cancelled, containers are asked and then killed, observers drain, lifespans
+clean up in reverse order. What a killed predecessor left is ended (lifespans) before
+anything is measured.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 import trio
@@ -21,6 +22,7 @@ from supervisor.admission import Admission
 from supervisor.config import Config, config_digest_sha384, effective_config
 from supervisor.container import Container
 from supervisor.container_socket import prepare_socket_dir
+from supervisor.container_voice import ContainerVoice
 from supervisor.containers import Containers, missing_layers
 from supervisor.errors import (
     ConfigError,
@@ -32,10 +34,10 @@ from supervisor.events import MeasurementStopped
 from supervisor.evidence import EvidenceMaker
 from supervisor.formats.digest import Digest
 from supervisor.formats.event_log import assemble_log
-from supervisor.formats.evidence import RequestContainer
 from supervisor.formats.log_events import StartEvent
 from supervisor.formats.status import ContainerStatus, ImageStatus, Status, encode_status
 from supervisor.journal import Journal
+from supervisor.layer_uses import LayerUses
 from supervisor.layers import Layers
 from supervisor.measurement import RTMR_INDEX, Measurement, RunBlocking, in_worker_thread
 from supervisor.operations import (
@@ -45,22 +47,25 @@ from supervisor.operations import (
     ImageView,
     ManifestUpload,
 )
-from supervisor.ordered_tasks import container_tasks, observers, plugin_task
+from supervisor.ordered_tasks import container_tasks, observers, ordered_task
 from supervisor.plugin_host import PluginHost
 from supervisor.seam_guard import deadline, require_seam, require_type, seam
 from supervisor.seams import (
     ContainerRuntime,
+    LayerSource,
     LayerStore,
     LayerUpload,
-    OciBlob,
     QuoteSource,
     Registers,
 )
+from supervisor.shared_transfers import SharedTransfers
 
 T = TypeVar("T")
 # How long a plugin may take to clean up before that is said; acond itself ends soon after.
 LIFESPAN_STOP_TIMEOUT_S = 30
 LIFESPAN_START_TIMEOUT_S = 60
+# Whoever waited for a transfer has been told by then: what is left is to free its bytes.
+TRANSFERS_STOP_TIMEOUT_S = 10
 
 log = structlog.stdlib.get_logger("supervisor.service")
 
@@ -89,6 +94,8 @@ class Supervisor:
     async def admit(self, group: Sequence[ManifestUpload]) -> AdmissionResult:
         before = {image.image_id for image in self._admission.images()}
         images = await self._admission.admit(group)
+        # No checkpoint between: what a vendor's image superseded can be started by nobody.
+        await self._layers.free_superseded()
         missing = [missing_layers(image, self._admission, self._layers) for image in images]
         ids = tuple(image.image_id for image in images)
         return AdmissionResult(
@@ -103,7 +110,7 @@ class Supervisor:
     async def finish_layer(self, expected: Digest, upload: LayerUpload) -> None:
         await self._layers.finish_upload(expected, upload)
 
-    async def fetch_layer(self, expected: Digest, source: OciBlob) -> None:
+    async def fetch_layer(self, expected: Digest, source: LayerSource) -> None:
         await self._layers.fetch(expected, source)
 
     def has_layer(self, digest: Digest) -> bool:
@@ -178,39 +185,6 @@ class Supervisor:
         return await self._evidence.acon_report(requestor_nonce, want_quote=want_quote)
 
 
-class ContainerVoice:
-    """What one container may ask; implements `operations.ContainerOperations`."""
-
-    def __init__(self, container: Container, evidence: EvidenceMaker) -> None:
-        self._container = container
-        self._evidence = evidence
-
-    @property
-    def container_id(self) -> int:
-        return self._container.container_id
-
-    @property
-    def image_id(self) -> str:
-        return self._container.image_id
-
-    async def evidence(
-        self, nonce: bytes, *, public_key_sha384: str | None, user_data: bytes | None
-    ) -> bytes:
-        # A program may ask before the runtime has reported it: evidence whose status lacked
-        # the asker would never verify. If the start fails its socket closes, and this with it.
-        await self._container.listed.wait()
-        return await self._evidence.make(
-            nonce,
-            container=RequestContainer(
-                container_id=self._container.container_id,
-                image_id=self._container.image_id,
-                start_event_digest_sha384=self._container.start.receipt.digest_sha384,
-            ),
-            public_key_sha384=public_key_sha384,
-            user_data=user_data,
-        )
-
-
 async def run_supervisor(
     config: Config,
     host: PluginHost,
@@ -229,7 +203,7 @@ async def run_supervisor(
     async with AsyncExitStack() as stack:
         for plugin, function, _ in host.implementations("lifespan"):
             await stack.enter_async_context(
-                plugin_task(plugin, function, LIFESPAN_START_TIMEOUT_S, LIFESPAN_STOP_TIMEOUT_S)
+                ordered_task(plugin, function, LIFESPAN_START_TIMEOUT_S, LIFESPAN_STOP_TIMEOUT_S)
             )
         await stack.enter_async_context(observers(host))
         registers = await _registers(config, host, run_blocking)
@@ -238,10 +212,18 @@ async def run_supervisor(
         await _begin_measurement(measurement, host, effective)
         service = await _assemble(config, host, measurement, effective)
         await stack.enter_async_context(container_tasks(service.containers))
+        await stack.enter_async_context(
+            ordered_task(
+                "layer transfers",
+                service.transfers.run,
+                LIFESPAN_START_TIMEOUT_S,
+                TRANSFERS_STOP_TIMEOUT_S,
+            )
+        )
         supervisor = service.supervisor
         for plugin, function, _ in host.implementations("serve"):
             await stack.enter_async_context(
-                plugin_task(
+                ordered_task(
                     plugin,
                     functools.partial(function, supervisor),
                     LIFESPAN_START_TIMEOUT_S,
@@ -260,12 +242,12 @@ async def run_supervisor(
         await trio.sleep_forever()
 
 
-class _Service:
+class _Service(NamedTuple):
     """What the nurseries below need to share."""
 
-    def __init__(self, supervisor: Supervisor, containers: Containers) -> None:
-        self.supervisor = supervisor
-        self.containers = containers
+    supervisor: Supervisor
+    containers: Containers
+    transfers: SharedTransfers
 
 
 async def _registers(
@@ -330,7 +312,9 @@ async def _assemble(
         except Refusal as error:
             # Log and register agree, but not what may run: serve the status, and nothing else.
             measurement.halt(str(error))
-    layers = Layers(store, host, config.layers, admission.named_layers)
+    transfers = SharedTransfers()
+    uses = LayerUses(admission, max_image_bytes=config.layers.max_image_bytes)
+    layers = Layers(store, host, config.layers, uses=uses, transfers=transfers)
     boot_log = await _boot_log(quotes, config.evidence.quote_timeout_s)
     socket_dir = Path(config.runtime_dir, "sockets")
     prepare_socket_dir(socket_dir)
@@ -371,7 +355,7 @@ async def _assemble(
         containers=containers,
         evidence=evidence,
     )
-    return _Service(supervisor, containers)
+    return _Service(supervisor, containers, transfers)
 
 
 async def _boot_log(quotes: QuoteSource, timeout_s: float) -> bytes | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trio
+from acon_daemon import Bundles, Daemon, running_daemon
 from acon_helpers import Acon, MakeLayout, MakeSigner, Signer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -106,7 +110,11 @@ def make_layout(tmp_path: Path) -> MakeLayout:
 
 @pytest.fixture
 def acon() -> Acon:
-    """Runs a command line in this process; argparse's exits count as exit codes."""
+    """Runs a command line in this process; argparse's exits count as exit codes.
+
+    In an async test it blocks the test's own loop: for commands that talk to a server in it
+    there is `Daemon.acon`.
+    """
 
     def run(*words: object) -> int:
         try:
@@ -114,4 +122,22 @@ def acon() -> Acon:
         except SystemExit as error:
             return int(error.code or 0)
 
-    return run
+    def run_anywhere(*words: object) -> int:
+        if not trio.lowlevel.in_trio_run():
+            return run(*words)
+        # Commands start a loop of their own.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(run, *words).result()
+
+    return run_anywhere
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, acon: Acon) -> AsyncIterator[Daemon]:
+    async with running_daemon(tmp_path, acon) as one:
+        yield one
+
+
+@pytest.fixture
+def bundles(tmp_path: Path, make_layout: MakeLayout, acon: Acon) -> Bundles:
+    return Bundles(tmp_path, make_layout, acon)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["acon_fixtures", "integration_fixtures", "verifier_fixtures"]
+pytest_plugins = [
+    "acon_fixtures",
+    "image_store_fixtures",
+    "integration_fixtures",
+    "registry_fixtures",
+    "verifier_fixtures",
+]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

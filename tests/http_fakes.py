@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from supervisor import (
     Conflict,
     ContainerView,
     DigestMismatch,
+    Event,
     ImageView,
+    LayerSource,
     LayerUpload,
     ManifestUpload,
-    OciBlob,
     PluginContext,
     Refusal,
     StoredLayer,
@@ -89,8 +90,14 @@ class FakeOperations:
         self.groups: list[tuple[ManifestUpload, ...]] = []
         self.uploads: list[FakeUpload] = []
         self._upload_began = trio.Event()
+        self.finish_hold: trio.Event | None = None  # while set, `finish_layer` waits for it
         self.layers: dict[Digest, bytes] = {}
-        self.fetched: list[OciBlob] = []
+        self.fetched: list[LayerSource] = []
+        self.fetching = 0
+        self.given_up = 0
+        self.fetch_hold: trio.Event | None = None  # while set, `fetch_layer` waits for it
+        self.changed = trio.Event()  # wakes `wait_for_fetches`
+        self.tell: Callable[[Event], Awaitable[None]] | None = None  # the served plugin's observer
         self.starts: list[tuple[str, tuple[str, ...]]] = []
         self.signals: list[tuple[int, int]] = []
         self.nonces: list[bytes] = []
@@ -130,18 +137,46 @@ class FakeOperations:
 
     async def finish_layer(self, expected: Digest, upload: LayerUpload) -> None:
         stored = await upload.finish()
-        data = bytes(self.uploads[-1].data)
+        assert isinstance(upload, FakeUpload)
+        data = bytes(upload.data)
         if stored.computed[expected.algorithm] != expected.hex:
             await upload.abort()
             raise DigestMismatch(str(expected), "must match", actual=stored.computed)
         if expected in self.layers:
             raise Conflict(str(expected), "was delivered twice")
+        if self.finish_hold is not None:
+            await self.finish_hold.wait()
         self.layers[expected] = data
 
-    async def fetch_layer(self, expected: Digest, source: OciBlob) -> None:
+    async def fetch_layer(self, expected: Digest, source: LayerSource) -> None:
         self._check()
         self.fetched.append(source)
-        self.layers[expected] = b""
+        self._count_fetches(1)
+        try:
+            if self.fetch_hold is not None:
+                await self.fetch_hold.wait()
+            self.layers[expected] = b""
+        except trio.Cancelled:
+            self.given_up += 1
+            raise
+        finally:
+            self._count_fetches(-1)
+
+    def _count_fetches(self, more: int) -> None:
+        self.fetching += more
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def wait_for_fetches(self, count: int) -> None:
+        """Until so many fetches are under way."""
+        with trio.fail_after(5):
+            while self.fetching != count:
+                await self.changed.wait()
+
+    async def report(self, event: Event) -> None:
+        """Tell the served plugin of an event, as the supervisor would."""
+        assert self.tell is not None
+        await self.tell(event)
 
     def has_layer(self, digest: Digest) -> bool:
         return digest in self.layers
@@ -271,8 +306,10 @@ async def served(
     """The management API on a Unix socket of its own; gone when the block ends."""
     socket = folder / "api.sock"
     config = msgspec.convert({"socket": str(socket), **settings}, Settings)
+    api = plugin(config, folder)
+    operations.tell = api.observe
     async with trio.open_nursery() as nursery:
-        await nursery.start(plugin(config, folder).serve, operations)
+        await nursery.start(api.serve, operations)
         yield socket
         nursery.cancel_scope.cancel()
 

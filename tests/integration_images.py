@@ -12,10 +12,10 @@ from pathlib import Path
 
 from acon import cli
 from acon.bundle import Bundle
-from acon.layer_bytes import hash_layer, open_source
-from acon.loading import LocalLayer
+from acon.local_layer import LocalLayer
 from supervisor.formats.digest import Digest
 from supervisor.operations import ManifestUpload
+from supervisor.seams import FileBlob
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "demo"))
 
@@ -119,9 +119,8 @@ def layers_of(*images: Image) -> list[LocalLayer]:
         for reference in image.bundle.signed().manifest.layers:
             if isinstance(reference, Digest) and reference not in found:
                 source = image.bundle.sources()[str(reference)]
-                path = image.bundle.source_path(source)
-                size_bytes = hash_layer(open_source(source, path)).size_bytes
-                found[reference] = LocalLayer(reference, source, path, size_bytes)
+                assert isinstance(source, FileBlob) and source.tar_size_bytes is not None
+                found[reference] = LocalLayer(reference, source, source.tar_size_bytes)
     return list(found.values())
 
 

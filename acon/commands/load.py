@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from acon.arguments import SubParsers, add_command
+from acon.arguments import SubParsers, add_command, add_registry_options, positive, registry_access
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from acon.client import Client
-    from acon.loading import Loaded, LocalLayer
-    from acon.output import Progress
-    from supervisor.formats.digest import Digest
-    from supervisor.formats.signature import SignedManifest
-    from supervisor.operations import ImageView
+    from acon.load_report import LoadReport
+    from acon.loading import Loaded
 
 _DETAILS = """\
-First everything is checked here: signatures, the bytes of every layer that the
-daemon lacks, and that there is an order of groups in which the images accept each
-other and those that are loaded. Only then images are admitted and layers sent.
-Images that delegate layers need the vendor's: give its folder along.
+ITEM is a bundle's folder, docker://HOST/NAME[:TAG|@DIGEST], oci:DIR[:TAG] or
+oci-archive:FILE[:TAG] with which a signed manifest was published (`acon image
+publish`), or acon-repo:DIR[:HASH/SIGNER/MANIFEST], a repository of ACON's client.
+
+First everything is checked here that can be: signatures, the layers that lie on
+this machine, and that there is an order of groups in which the images accept each
+other and those that are loaded. Only then images are admitted and layers brought,
+several at once: the daemon fetches those that its configuration lets it, the others
+are read here, checked and sent.
+Images that delegate layers need the vendor's: name it along.
 
 With --json, one JSON object per line as things happen."""
 
@@ -31,115 +33,103 @@ def add_parser(sub: SubParsers) -> None:
     parser = add_command(
         sub,
         "load",
-        summary="admit images and send their layers",
+        summary="admit images and bring their layers",
         details=_DETAILS,
-        example="acon load python-2 gateway intake features model audit",
+        example="acon load python-2 docker://registry.example.org/shop/gateway:1",
         run=run,
         daemon=True,
     )
-    parser.add_argument("directories", metavar="DIR", nargs="+", type=Path)
+    parser.add_argument("items", metavar="ITEM", nargs="+")
     parser.add_argument(
         "--together",
         action="store_true",
         help="one group, in the order given (default: the smallest groups that can be admitted)",
     )
     parser.add_argument(
+        "--signed-by",
+        metavar="SIGNER",
+        action="append",
+        default=[],
+        help="whose signed manifest is meant, where several are published with an image: "
+        "HASH/SIGNER or a certificate file (repeat)",
+    )
+    parser.add_argument(
+        "--platform", metavar="OS/ARCH", help="of an image for several (default: this machine's)"
+    )
+    parser.add_argument(
+        "--parallel", metavar="N", type=positive, default=4, help="layers at one time (default: 4)"
+    )
+    parser.add_argument(
+        "--upload", action="store_true", help="read all layers here, whatever the daemon could"
+    )
+    parser.add_argument(
         "--unsafe-allow-sha256", action="store_true", help="as the daemon's setting of that name"
     )
+    add_registry_options(parser)
+    parser.set_defaults(json_lines=True)
 
 
 def run(args: argparse.Namespace) -> int:
+    import trio
+
     from acon.daemon import converse
-    from acon.loading import read_bundles
+    from acon.load_report import LoadReport
     from acon.output import progress
 
-    images = read_bundles(args.directories, unsafe_allow_sha256=args.unsafe_allow_sha256)
     with progress(args) as bars:
-        views = converse(args, lambda client: _load(args, client, images, bars))
-    for view in views:
-        if view.missing_layers:
-            _tell(
-                args,
-                {"event": "incomplete", "image_id": view.image_id, "missing": view.missing_layers},
-                f"cannot start yet: {view.image_id} lacks {', '.join(view.missing_layers)}"
-                + _vendor_hint(view),
-            )
-    return 0
+        report = LoadReport(args, bars)
+        images = trio.run(_read, args, report)
+        failed = converse(args, lambda client: _load(args, client, images, report))
+    return 1 if failed else 0
 
 
-def _vendor_hint(view: ImageView) -> str:
-    """What to do about a layer that was left to somebody whose image is not here."""
-    left = any(missing.startswith("signer/") for missing in view.missing_layers)
-    return "; before the seal, load the vendor's image that gives this name" if left else ""
+async def _read(args: argparse.Namespace, report: LoadReport) -> list[Loaded]:
+    from acon.images.documents import host_platform, parse_platform
+    from acon.items import ItemOptions, read_items
+    from acon.signers import parse_signer
+
+    options = ItemOptions(
+        access=registry_access(args),
+        platform=parse_platform(args.platform or host_platform()),
+        signers=frozenset(parse_signer(text, item="--signed-by") for text in args.signed_by),
+        warn=report.warning,
+        unsafe_allow_sha256=args.unsafe_allow_sha256,
+    )
+    return await read_items(args.items, options)
 
 
 async def _load(
-    args: argparse.Namespace, client: Client, images: list[Loaded], bars: Progress
-) -> list[ImageView]:
-    """Returns what the daemon then says of the images that were asked for."""
+    args: argparse.Namespace, client: Client, images: Sequence[Loaded], report: LoadReport
+) -> int:
+    """Returns how many layers did not come."""
+    from acon.daemon import is_of_this_machine
     from acon.grouping import groups_of
-    from acon.loading import (
-        as_upload,
-        check_layer,
-        digests_of,
-        find_source,
-        loaded_images,
-    )
+    from acon.loading import as_upload, loaded_images, wanted_layers
+    from acon.transfers import Transfers, Way
 
-    lacking: list[LocalLayer] = []
-    for digest, _named_by in digests_of(images):
-        if (await client.layer_state(digest)).state == "verified":
-            _tell_layer(args, digest, "already there")
-            continue
-        source, path = find_source(images, digest)
-        lacking.append(check_layer(source, path, digest, bars))
-    loaded = await loaded_images(client, images)
+    lacking = []
+    for layer in wanted_layers(images):
+        if (await client.layer_state(layer.digest)).state == "verified":
+            report.layer(layer.digest, "already there")
+        else:
+            lacking.append(layer)
+    # A daemon elsewhere cannot read files of this machine.
+    way = Way(
+        access=registry_access(args),
+        parallel=args.parallel,
+        upload_all=args.upload,
+        upload_files=not is_of_this_machine(args),
+    )
+    transfers = Transfers(client, lacking, way, report)
+    await transfers.check()
     wanted = [image.signed for image in images]
+    loaded = await loaded_images(client, wanted)
     for group in groups_of(loaded, wanted, together=args.together):
         await client.admit([as_upload(signed) for signed in group])
-        _tell(args, {"event": "admitted", "image_ids": _ids(group)}, _admitted(group))
-    for layer in lacking:
-        bars.begin(f"upload {layer.digest.hex[:12]}", layer.size_bytes)
-        await client.upload_layer(layer.digest, layer, progress=_advancing(bars))
-        _tell_layer(args, layer.digest, "verified")
-    asked_for = {str(image.signed.image_id) for image in images}
-    return [view for view in await client.images() if view.image_id in asked_for]
-
-
-def _advancing(bars: Progress) -> Callable[[int, int], None]:
-    """Bars count steps; the client tells totals."""
-    before = 0
-
-    def report(sent: int, _total: int) -> None:
-        nonlocal before
-        bars.advance(sent - before)
-        before = sent
-
-    return report
-
-
-def _ids(group: tuple[SignedManifest, ...]) -> list[str]:
-    return [str(signed.image_id) for signed in group]
-
-
-def _admitted(group: tuple[SignedManifest, ...]) -> str:
-    lines = ["admitted" if len(group) == 1 else f"admitted together, {len(group)} images"]
-    for signed in group:
-        names = ", ".join(signed.manifest.self_aliases)
-        lines.append(f"  {signed.image_id}  {names}".rstrip())
-    return "\n".join(lines)
-
-
-def _tell_layer(args: argparse.Namespace, digest: Digest, state: str) -> None:
-    _tell(
-        args, {"event": "layer", "digest": str(digest), "state": state}, f"layer {digest}: {state}"
-    )
-
-
-def _tell(args: argparse.Namespace, event: object, text: str) -> None:
-    from acon.output import say, write_json
-
-    if args.json:
-        write_json(event, lines=True)
-    else:
-        say(text)
+        report.admitted(group)
+    failed = await transfers.bring()
+    asked_for = {str(signed.image_id) for signed in wanted}
+    for view in await client.images():
+        if view.image_id in asked_for and view.missing_layers:
+            report.incomplete(view)
+    return failed

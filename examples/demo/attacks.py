@@ -225,8 +225,7 @@ class Attacks:
         sources = json.loads((bundle / "sources.json").read_bytes())["layers"]
         top = str(Bundle(bundle).signed().manifest.layers[-1])
         source = sources[top]
-        directory = Path(bundle, source["directory"])
-        blob = directory / "blobs" / source["blob_digest"].replace(":", "/")
+        blob = Path(bundle, source["file"])
         tar = gzip.decompress(blob.read_bytes())
         digest = parse_digest(top)
         if digest_of(digest.algorithm, tar) != digest:

@@ -17,7 +17,8 @@ from pathlib import Path
 import attacks
 from images import GATEWAY_PORT
 from machine import Machine
-from owners import DELEGATING, PROGRAMS, Owners
+from owners import CLINIC, DELEGATING, PROGRAMS, Owners
+from registry import Registry
 from relying_party import RECORD, Channel, RelyingParty, fresh_nonce
 from stage import Argument, SceneFailed, Stage, interruptible
 
@@ -63,8 +64,9 @@ def main() -> int:
 
 
 def perform(stage: Stage, cache: Path) -> None:
-    owners = Owners(stage, cache)
-    machine = Machine(stage)
+    registry = Registry(stage)
+    owners = Owners(stage, registry, cache)
+    machine = Machine(stage, registry, owners.layouts)
     scene_owners(stage, owners)
     machine.power_on()
     relying_party = RelyingParty(stage, machine)
@@ -92,6 +94,9 @@ def scene_owners(stage: Stage, owners: Owners) -> None:
         stage.say(f"  {name:9} signed by {owners.owner_of(name):7} {left}")
     owners.vendor("python-2", 2, ["python:2"], show=True)
     stage.say("  the CSP signed its interpreter layer as python:2")
+    for name in (*CLINIC, "python-2"):
+        owners.publish(name, show=name == "gateway")
+    stage.say("  the clinic and the CSP published theirs in a registry; the lab's are on a disk")
 
 
 def scene_plan(stage: Stage, owners: Owners, machine: Machine) -> None:
@@ -123,7 +128,7 @@ def scene_rehearsal(
 def scene_operator(stage: Stage, owners: Owners, machine: Machine) -> None:
     stage.scene("4. The operator boots a TD, loads the images as a group, seals, starts")
     stage.say("  (each accepts the next one only: after the first, none could follow alone)")
-    load: list[Argument] = [owners.bundle("python-2"), *owners.all_bundles(), "--together"]
+    load: list[Argument] = [owners.published("python-2"), *owners.all_items(), "--together"]
     machine.load(load, show=True)
     stage.acon("seal", show=True)
     machine.start(PROGRAMS, show=True)
@@ -177,8 +182,9 @@ def scene_update(
 ) -> None:
     stage.scene("6. The CSP updates the interpreter; the owners sign nothing")
     owners.vendor("python-3", 3, ["python:3", "python:2"], show=True)
+    owners.publish("python-3", show=True)
     machine.boot()
-    machine.load([owners.bundle("python-3"), *owners.all_bundles(), "--together"])
+    machine.load([owners.published("python-3"), *owners.all_items(), "--together"])
     stage.acon("seal")
     machine.start(PROGRAMS)
     scene_verdict(stage, relying_party, machine, version=3)

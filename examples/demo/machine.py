@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from registry import Registry
 from stage import Argument, SceneFailed, Stage
 
 PLUGINS = ("tdx_sim", "image_store", "csp_delegation", "oci_runtime", "http_api")
@@ -15,8 +16,10 @@ PLUGINS = ("tdx_sim", "image_store", "csp_delegation", "oci_runtime", "http_api"
 class Machine:
     """One software TD for the whole demo; each `boot` begins a new life of it."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, registry: Registry, layouts: Path) -> None:
         self.stage = stage
+        self._registry = registry
+        self._layouts = layouts
         self.pki = stage.out / "simulator"
         self.config = stage.out / "acond.toml"
         self.write_config(self.config)
@@ -29,7 +32,9 @@ class Machine:
             f'runtime_dir = "{self.stage.run_dir / "acond"}"\n{more}\n'
             f"[plugins]\norder = [{order}]\n\n"
             f'[plugin.tdx_sim]\nsocket = "{self.stage.td_socket}"\n\n'
-            f'[plugin.http_api]\nsocket = "{self.stage.api}"\n'
+            f'[plugin.http_api]\nsocket = "{self.stage.api}"\n\n'
+            f'[plugin.image_store]\nfile_roots = ["{self._layouts}"]\n\n'
+            f'[plugin.image_store.registries."{self._registry.name}"]\n'
         )
 
     def power_on(self) -> None:
@@ -77,8 +82,16 @@ class Machine:
         value: dict[str, object] = json.loads(done.out)
         return value
 
-    def load(self, bundles: Sequence[Argument], *, show: bool = False) -> None:
-        self.stage.acon("load", *bundles, show=show)
+    def load(self, items: Sequence[Argument], *, show: bool = False) -> None:
+        """Bundles' folders and images in registries; the daemon fetches the layers itself."""
+        done = self.stage.acon("load", *items, "--json", show=show)
+        events = [json.loads(line) for line in done.out.splitlines()]
+        layers = [event for event in events if event["event"] == "layer"]
+        fetched = [event for event in layers if event.get("how") == "fetched"]
+        if len(fetched) != len(layers):
+            raise SceneFailed(f"the daemon was to fetch every layer itself:\n{done.out}")
+        if show:
+            self.stage.say(f"  {len(fetched)} layers, fetched by the daemon and verified")
 
     def start(self, names: Sequence[str], *, show: bool = False) -> None:
         for name in names:

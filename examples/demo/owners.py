@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from registry import Registry
 from stage import Argument, Stage
 
-# Who owns which program. Two owners whose images accept each other and nobody else.
+# Two owners whose images accept each other and nobody else: these, and the lab with the rest.
 CLINIC = ("gateway", "intake", "audit")
-LAB = ("features", "model")
 PROGRAMS = ("gateway", "intake", "features", "model", "audit")
 # In these the interpreter's layer is the CSP's to maintain; everything else is pinned.
 DELEGATING = ("intake", "model")
@@ -24,10 +24,11 @@ SIGTERM = "-15"
 class Owners:
     """Keys and bundles of everybody on the stage."""
 
-    def __init__(self, stage: Stage, cache: Path) -> None:
+    def __init__(self, stage: Stage, registry: Registry, cache: Path) -> None:
         self.stage = stage
+        self._registry = registry
         self._keys = stage.out / "keys"
-        self._layouts = stage.out / "layouts"
+        self.layouts = stage.out / "layouts"
         self._bundles = stage.out / "bundles"
         self._cache = cache
 
@@ -43,8 +44,18 @@ class Owners:
     def all_bundles(self) -> list[Path]:
         return [self.bundle(name) for name in PROGRAMS]
 
+    def published(self, name: str) -> str:
+        """Where the owner of an image, or the CSP, offers it."""
+        return self._registry.reference(f"{self.owner_of(name)}/{name}")
+
+    def all_items(self) -> list[Argument]:
+        """What an operator loads: the clinic's images from the registry, the lab's from disk."""
+        return [self.published(name) if name in CLINIC else self.bundle(name) for name in PROGRAMS]
+
     def owner_of(self, program: str) -> str:
-        return "clinic" if program in CLINIC else "lab"
+        if program in PROGRAMS:
+            return "clinic" if program in CLINIC else "lab"
+        return "csp"
 
     def make_keys(self) -> None:
         """With openssl, as owners have it: P-384, certificates signed with SHA-384."""
@@ -60,7 +71,7 @@ class Owners:
     def build_images(self) -> None:
         """From the distribution's packages, as OCI layouts (see images.py)."""
         script = Path(__file__).with_name("images.py")
-        command = [sys.executable, str(script), str(self._layouts), "--cache", str(self._cache)]
+        command = [sys.executable, str(script), str(self.layouts), "--cache", str(self._cache)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -79,6 +90,10 @@ class Owners:
             if name in DELEGATING:
                 self._delegate(self.bundle(name), show=name == "model")
             self.sign(self.bundle(name), self.owner_of(name), show=name == "gateway")
+
+    def publish(self, name: str, *, show: bool = False) -> None:
+        """Image and signed manifest go to the registry together."""
+        self.stage.acon("image", "publish", self.bundle(name), self.published(name), show=show)
 
     def _delegate(self, bundle: Path, *, show: bool) -> None:
         to = f"{self.certificate('csp')}:python:2"

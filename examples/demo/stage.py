@@ -124,9 +124,10 @@ class Stage:
         self, name: str, program: str, *arguments: Argument, environment: dict[str, str] | None
     ) -> subprocess.Popen[bytes]:
         """Start a process of the stage; its output goes to `logs/NAME.log`."""
-        with (self._logs / f"{name}.log").open("ab") as log:
+        ours = BIN / program
+        with self.log(name).open("ab") as log:
             process = subprocess.Popen(
-                [str(BIN / program), *map(str, arguments)],
+                [str(ours if ours.exists() else program), *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -136,11 +137,15 @@ class Stage:
         self._processes.append((name, process))
         return process
 
+    def log(self, name: str) -> Path:
+        """What a process of the stage said."""
+        return self._logs / f"{name}.log"
+
     def wait_for_socket(self, path: Path, process: subprocess.Popen[bytes], name: str) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not path.is_socket():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SceneFailed(f"{name} did not get ready; see {self._logs / name}.log")
+                raise SceneFailed(f"{name} did not get ready; see {self.log(name)}")
             time.sleep(0.02)
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:

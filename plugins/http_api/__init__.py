@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 from starlette.routing import Router
 
+from plugins.http_api.arrivals import Arrivals
 from plugins.http_api.connections import BorrowedListener, HttpListener, HttpServer, tls_listener
 from plugins.http_api.container import CONTAINER_ROUTES
 from plugins.http_api.guard import Guard
@@ -25,7 +26,7 @@ from plugins.http_api.v2 import V2
 from supervisor import hookimpl
 
 if TYPE_CHECKING:
-    from supervisor import ContainerOperations, Operations, PluginContext
+    from supervisor import ContainerOperations, Event, Operations, PluginContext
 
 
 class HttpApi:
@@ -36,6 +37,12 @@ class HttpApi:
     def __init__(self, config: Settings, context: PluginContext) -> None:
         self._config = config
         self._log = context.log
+        self._arrivals = Arrivals()
+
+    @hookimpl
+    async def observe(self, event: Event) -> None:
+        """For those who ask how far a fetch is."""
+        self._arrivals.observe(event)
 
     @hookimpl
     async def serve(self, operations: Operations, task_status: trio.TaskStatus[None]) -> None:
@@ -43,7 +50,12 @@ class HttpApi:
         config = self._config
         uploads = Uploads(operations, config, self._log)
         v1 = V1(operations, uploads, transfer_deadline_s=config.transfer_deadline_s)
-        v2 = V2(operations, uploads, transfer_deadline_s=config.transfer_deadline_s)
+        v2 = V2(
+            operations,
+            uploads,
+            self._arrivals,
+            transfer_deadline_s=config.transfer_deadline_s,
+        )
         guard = Guard(
             Router([*v1.routes(), *v2.routes()], redirect_slashes=False),
             log=self._log,

@@ -17,7 +17,8 @@ What its connections lack is added around them:
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -127,7 +128,30 @@ class Connection:
     def __init__(self, stream: BoundedStream, refusal: Refusal | None) -> None:
         self.refusal = refusal
         self.scope = trio.CancelScope()
+        self.client_left = False
         self._stream = stream
+        self._wanted_by_client: trio.CancelScope | None = None
+
+    @contextmanager
+    def for_its_client(self, scope: trio.CancelScope) -> Iterator[None]:
+        """While the block runs, `scope` is cancelled as soon as the client has gone.
+
+        One request at a time runs in a connection of HTTP/1.1. A client that closes only its
+        own side counts as gone too: Hypercorn sends it nothing more.
+        """
+        self._wanted_by_client = scope
+        if self.client_left:
+            scope.cancel()
+        try:
+            yield
+        finally:
+            self._wanted_by_client = None
+
+    def leave(self) -> None:
+        """The client has gone: nobody waits for an answer."""
+        self.client_left = True
+        if self._wanted_by_client is not None:
+            self._wanted_by_client.cancel()
 
     def abort(self) -> None:
         """Close the socket and cancel everything that this connection runs."""
@@ -141,6 +165,8 @@ class _Http(TCPServer):
     async def _read_data(self) -> None:
         # Returns when nothing more can come. Only the idle timer would be left to wait for.
         await super()._read_data()
+        connection: Connection = self.state["connection"]
+        connection.leave()
         await self.idle_task.stop()
 
 

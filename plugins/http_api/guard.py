@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import trio
@@ -77,9 +78,14 @@ class Guard:
             )
 
     async def _answer_in_time(self, scope: Scope, exchange: Exchange) -> None:
-        with exchange.time_limit:
+        # What is asked for is for its client. What it sent is kept for a while (`uploads`,
+        # the only PUTs): it may come back and go on.
+        with ExitStack() as stack:
+            stack.enter_context(exchange.time_limit)
+            if scope["method"] != "PUT":
+                stack.enter_context(exchange.connection.for_its_client(exchange.time_limit))
             await self._answer(scope, exchange)
-        if not exchange.time_limit.cancelled_caught:
+        if not exchange.time_limit.cancelled_caught or exchange.connection.client_left:
             return
         if exchange.status is None:
             late = DeadlineExceeded("request", "must be done in the time that requests have")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from plugins.http_api.arrivals import LayerState
 from plugins.http_api.exchange import ClientGone, Exchange
 from supervisor import Busy, Conflict, DeadlineExceeded, FormatError
 
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 _ABORT_TIMEOUT_S = 10
 # RFC 9110, section 14.4, in the form that requests use.
 _CONTENT_RANGE = re.compile(r"bytes (0|[1-9][0-9]{0,18})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.ASCII)
-
-
-class LayerState(msgspec.Struct, frozen=True, kw_only=True):
-    """`state` is "absent", "incomplete" or "verified"; bytes are unknown for fetched layers."""
-
-    state: str
-    received_bytes: int | None
 
 
 class BodyRange(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,13 +91,14 @@ class Uploads:
         self._parked = trio.Event()
 
     def state(self, digest: Digest) -> LayerState:
-        """What is here of a layer."""
+        """What is here of a layer, fetches left aside."""
         if self._operations.has_layer(digest):
-            return LayerState(state="verified", received_bytes=self._finished_bytes.get(digest))
+            size_bytes = self._finished_bytes.get(digest)
+            return LayerState(state="verified", received_bytes=size_bytes, total_bytes=size_bytes)
         entry = self._entries.get(digest)
         if entry is None or entry.upload is None:
             return LayerState(state="absent", received_bytes=0)
-        return LayerState(state="incomplete", received_bytes=entry.upload.received_bytes)
+        return _incomplete(entry, entry.upload)
 
     async def receive(self, digest: Digest, exchange: Exchange) -> LayerState:
         """Take a request's body into the layer; verify the layer once all of it is here.
@@ -124,9 +119,9 @@ class Uploads:
                 entry.upload = None  # `finish_layer` owns it from here on
                 await self._operations.finish_layer(digest, upload)
                 self._finished_bytes[digest] = size_bytes
-                return LayerState(state="verified", received_bytes=size_bytes)
+                return self.state(digest)
             parked = True
-            return LayerState(state="incomplete", received_bytes=upload.received_bytes)
+            return _incomplete(entry, upload)
         except (ClientGone, DeadlineExceeded, trio.Cancelled):
             parked = entry.upload is not None
             raise
@@ -244,3 +239,9 @@ class Uploads:
         if entry.upload is not None:
             with trio.move_on_after(_ABORT_TIMEOUT_S, shield=True):
                 await entry.upload.abort()
+
+
+def _incomplete(entry: _Entry, upload: LayerUpload) -> LayerState:
+    return LayerState(
+        state="incomplete", received_bytes=upload.received_bytes, total_bytes=entry.total_bytes
+    )

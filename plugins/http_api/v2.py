@@ -12,9 +12,10 @@ from starlette.routing import Route
 from plugins.http_api.answers import json_bytes, json_response
 from plugins.http_api.exchange import exchange_of
 from plugins.http_api.requests import layer_digest, nonce_bytes, number, read_json
-from supervisor import ManifestUpload, OciBlob
+from supervisor import LayerSource, ManifestUpload
 
 if TYPE_CHECKING:
+    from plugins.http_api.arrivals import Arrivals
     from plugins.http_api.uploads import Uploads
     from supervisor import Operations
 
@@ -33,13 +34,10 @@ class _Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: tuple[_Image, ...]
 
 
-class _Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The fields of `OciBlob`."""
+class _Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`source` says by its `type` ("file" or "registry") which of the two it is."""
 
-    directory: str
-    blob_digest: str
-    media_type: str
-    size_bytes: int
+    source: LayerSource
 
 
 class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,10 +57,16 @@ class V2:
     """The routes over one supervisor."""
 
     def __init__(
-        self, operations: Operations, uploads: Uploads, *, transfer_deadline_s: float
+        self,
+        operations: Operations,
+        uploads: Uploads,
+        arrivals: Arrivals,
+        *,
+        transfer_deadline_s: float,
     ) -> None:
         self._operations = operations
         self._uploads = uploads
+        self._arrivals = arrivals
         self._transfer_deadline_s = transfer_deadline_s
 
     def routes(self) -> list[Route]:
@@ -102,18 +106,18 @@ class V2:
         return json_response(await self._uploads.receive(layer_digest(request), exchange))
 
     async def _layer(self, request: Request) -> Response:
-        return json_response(self._uploads.state(layer_digest(request)))
+        digest = layer_digest(request)
+        state = self._uploads.state(digest)
+        if state.state != "verified":
+            state = self._arrivals.state(digest) or state
+        return json_response(state)
 
     async def _fetch_layer(self, request: Request) -> Response:
-        blob = await read_json(request, _Blob)
+        wanted = await read_json(request, _Fetch)
         exchange_of(request).allow(self._transfer_deadline_s)
-        source = OciBlob(
-            directory=blob.directory,
-            blob_digest=blob.blob_digest,
-            media_type=blob.media_type,
-            size_bytes=blob.size_bytes,
-        )
-        await self._operations.fetch_layer(layer_digest(request), source)
+        digest = layer_digest(request)
+        with self._arrivals.fetching(digest, wanted.source.size_bytes):
+            await self._operations.fetch_layer(digest, wanted.source)
         return json_response({"state": "verified"})
 
     async def _seal(self, request: Request) -> Response:

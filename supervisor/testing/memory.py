@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import msgspec
 import trio
 
 from supervisor.context import PluginContext
-from supervisor.errors import RuntimeFailed
+from supervisor.errors import RuntimeFailed, UnknownItem
 from supervisor.formats.digest import Digest
 from supervisor.formats.event_log import ZERO_REGISTER, extend
 from supervisor.formats.quote import QuoteAuth, build_header, pack_quote
@@ -21,8 +22,8 @@ from supervisor.seams import (
     ContainerSpec,
     ExitStatus,
     IdMap,
+    LayerSource,
     LayerUpload,
-    OciBlob,
     Rootfs,
     RunningContainer,
 )
@@ -147,59 +148,96 @@ class MemoryUpload:
             self._store.open_uploads -= 1
 
 
+class MemoryStored(StoredLayer, frozen=True, kw_only=True):
+    """One keeping of a layer: brought in again it is another one."""
+
+    key: int
+
+
 class MemoryRootfs:
     """`seams.Rootfs`."""
 
-    def __init__(self, store: MemoryLayers, container_id: int) -> None:
+    def __init__(self, store: MemoryLayers, container_id: int, keys: tuple[int, ...]) -> None:
         self._store = store
         self._container_id = container_id
-        store.mounted.add(container_id)
+        self._keys = keys
+        store.mounted[container_id] = keys
 
     @property
     def path(self) -> Path:
         return Path("/memory", str(self._container_id))
 
     async def close(self) -> None:
-        self._store.mounted.discard(self._container_id)
+        self._store.mounted.pop(self._container_id, None)
+        self._store.free_unwanted()
 
 
 class MemoryLayers:
-    """`seams.LayerStore`. `blobs` maps blob digests of `OciBlob` sources to tar bytes."""
+    """`seams.LayerStore`. `blobs` maps blob digests of `LayerSource` sources to tar bytes.
+
+    `delay_s` is what each fetch takes; `fetches` counts those begun, `fetching` those under
+    way. `mounted` maps containers to what they mount: kept, if discarded, until they end.
+    """
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
-        self.held_bytes = 0
+        self.delay_s = 0.0
+        self.fetches = 0
+        self.fetching = 0
         self.open_uploads = 0
-        self.mounted: set[int] = set()
-        self._held: dict[Digest, int] = {}
+        self.mounted: dict[int, tuple[int, ...]] = {}
+        self._held: dict[int, MemoryStored] = {}
+        self._unwanted: set[int] = set()
+        self._keys = itertools.count(1)
+
+    @property
+    def held_bytes(self) -> int:
+        """Of all layers that were not freed."""
+        return sum(stored.size_bytes for stored in self._held.values())
 
     def keep(self, expected: Digest, data: bytes, source: str) -> StoredLayer:
-        self._held[expected] = len(data)
-        self.held_bytes += len(data)
-        return StoredLayer(
+        stored = MemoryStored(
             expected=expected,
             computed={
                 name: hashlib.new(name, data).hexdigest() for name in ("sha384", expected.algorithm)
             },
             size_bytes=len(data),
             source=source,
+            key=next(self._keys),
         )
+        self._held[stored.key] = stored
+        return stored
 
     async def upload(self, expected: Digest, *, size_bytes: int | None) -> LayerUpload:
         await trio.lowlevel.checkpoint()
         return MemoryUpload(self, expected)
 
-    async def fetch(self, expected: Digest, source: OciBlob) -> StoredLayer:
-        await trio.lowlevel.checkpoint()
-        if source.blob_digest not in self.blobs:
-            raise RuntimeFailed(source.blob_digest, "no such blob")
-        return self.keep(expected, self.blobs[source.blob_digest], "memory")
+    async def fetch(self, expected: Digest, source: LayerSource) -> StoredLayer:
+        self.fetches += 1
+        self.fetching += 1
+        try:
+            await trio.sleep(self.delay_s)
+        finally:
+            self.fetching -= 1
+        name = str(source.blob_digest)
+        if name not in self.blobs:
+            raise RuntimeFailed(name, "no such blob")
+        return self.keep(expected, self.blobs[name], "memory")
 
     async def prepare(self, layer: VerifiedLayer) -> None:
         await trio.lowlevel.checkpoint()
 
     async def discard(self, stored: StoredLayer) -> None:
-        self.held_bytes -= self._held.pop(stored.expected, 0)
+        if isinstance(stored, MemoryStored):
+            self._unwanted.add(stored.key)
+            self.free_unwanted()
+
+    def free_unwanted(self) -> None:
+        """What was discarded and is mounted nowhere."""
+        used = {key for keys in self.mounted.values() for key in keys}
+        for key in self._unwanted - used:
+            self._held.pop(key, None)
+        self._unwanted &= used
 
     async def mount(
         self,
@@ -209,8 +247,17 @@ class MemoryLayers:
         id_map: IdMap,
         writable: bool,
     ) -> Rootfs:
-        await trio.lowlevel.checkpoint()
-        return MemoryRootfs(self, container_id)
+        keys = tuple(layer.stored.key for layer in layers if isinstance(layer.stored, MemoryStored))
+        for layer, key in zip(layers, keys, strict=True):
+            if key not in self._held or key in self._unwanted:
+                raise UnknownItem(f"layer {layer.digest}", "is not kept by this store")
+        rootfs = MemoryRootfs(self, container_id, keys)
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            await rootfs.close()
+            raise
+        return rootfs
 
 
 class MemoryProcess:

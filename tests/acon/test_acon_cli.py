@@ -53,14 +53,16 @@ def test_the_commands_that_scripts_rely_on_are_there() -> None:
 def test_every_command_has_json_and_an_example_that_it_would_take(words: tuple[str, ...]) -> None:
     parser = ALL[words]
     assert any("--json" in action.option_strings for action in parser._actions)
-    example = (parser.epilog or "").partition("example:\n")[2].strip()
-    # What a shell would do with `> FILE`, `$(...)`, `eval` and `sudo`.
-    command = example.removeprefix("sudo ").removeprefix('eval "$(').removesuffix(')"')
-    command = command.partition(" > ")[0].replace("$(openssl rand -hex 32)", "00")
-    program, *arguments = shlex.split(command)
-    assert program == "acon"
-    assert tuple(arguments[: len(words)]) == words
-    cli.build_parser().parse_args(arguments)
+    examples = (parser.epilog or "").partition("example:\n")[2].strip().splitlines()
+    assert examples
+    for example in examples:
+        # What a shell would do with `> FILE`, `$(...)`, `eval` and `sudo`.
+        command = example.strip().removeprefix("sudo ").removeprefix('eval "$(').removesuffix(')"')
+        command = command.partition(" > ")[0].replace("$(openssl rand -hex 32)", "00")
+        program, *arguments = shlex.split(command)
+        assert program == "acon"
+        assert tuple(arguments[: len(words)]) == words
+        cli.build_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)

@@ -13,6 +13,9 @@ from acon_helpers import Acon, MakeLayout, MakeSigner, tar_of
 from cryptography.hazmat.primitives import hashes
 
 from acon.bundle import Bundle
+from acon.errors import UsageError
+from acon.layer_bytes import hash_layer
+from supervisor.seams import FileBlob, RegistryBlob
 
 LOWER = tar_of({"bin/sh": b"#!", "lib/big": bytes(3_000_000)})
 UPPER = tar_of({"app": b"program"})
@@ -64,7 +67,10 @@ def test_sources_lead_from_the_bundle_to_the_blobs_also_after_both_moved_togethe
     found = Bundle(moved / "bundle")
     sources = found.sources()
     assert len(sources) == 2
-    assert all(found.source_path(source).is_file() for source in sources.values())
+    for name, source in sources.items():
+        assert isinstance(source, FileBlob)
+        assert Path(source.file).is_relative_to(moved)
+        assert str(hash_layer(source).digest("sha384")) == name
 
 
 def test_every_option_of_convert_lands_in_its_field(
@@ -301,7 +307,50 @@ def test_a_vendor_may_name_a_plain_tar(tmp_path: Path, acon: Acon) -> None:
     found = Bundle(made)
     ((reference, source),) = found.sources().items()
     assert reference == f"sha384/{hashlib.sha384(UPPER).hexdigest()}"
-    assert found.source_path(source).read_bytes() == UPPER
+    assert isinstance(source, FileBlob)
+    assert Path(source.file).read_bytes() == UPPER
+
+
+def test_a_file_wins_over_a_reference_of_the_same_name(
+    tmp_path: Path, acon: Acon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("oci:layer.tar").write_bytes(UPPER)
+    assert acon("vendor", "make", "oci:layer.tar", "--alias", "x:1", "-o", "made") == 0
+    assert list(Bundle(Path("made")).sources()) == [f"sha384/{hashlib.sha384(UPPER).hexdigest()}"]
+
+
+def test_sources_of_registries_are_kept_as_they_are(tmp_path: Path) -> None:
+    source = RegistryBlob(
+        registry="registry.example.org",
+        repository="team/app",
+        blob_digest=f"sha256:{'0' * 64}",
+        media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+        size_bytes=7,
+    )
+    bundle = Bundle(tmp_path)
+    bundle.write_sources({"sha384/00": source})
+    assert bundle.sources() == {"sha384/00": source}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b'{"layers": {"x": {"type": "oci"}}}',
+        b'{"layers": {"x": {"type": "file", "file": "a", "media_type": "", "size_bytes": -1}}}',
+        b'{"layers": {"x": {"type":"file","file": "\\u0000", "media_type": "", "size_bytes": 1}}}',
+        b'{"layers": {}, "more": 1}',
+        b'{"layers": ' + b"[" * 100_000,
+    ],
+)
+def test_sources_of_another_form_are_refused_by_name(raw: bytes, tmp_path: Path) -> None:
+    bundle = Bundle(tmp_path)
+    bundle.sources_file.write_bytes(raw)
+    with pytest.raises(UsageError) as caught:
+        bundle.sources()
+    assert caught.value.item == str(bundle.sources_file)
 
 
 def test_a_vendors_source_must_be_one_layer_and_a_tar(

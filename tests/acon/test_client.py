@@ -24,14 +24,16 @@ from plugins.http_api.settings import TcpSettings
 from supervisor.errors import (
     ConfigError,
     Conflict,
+    DeadlineExceeded,
     DigestMismatch,
     FormatError,
     Refusal,
     UnknownItem,
 )
+from supervisor.events import LayerProgress
 from supervisor.formats.digest import Digest, digest_of
 from supervisor.operations import ManifestUpload
-from supervisor.seams import OciBlob
+from supervisor.seams import FileBlob
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = digest_of("sha384", DATA)
@@ -42,6 +44,7 @@ Handler = Callable[[trio.SocketStream], Awaitable[None]]
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_UPLOAD_PAUSE_S", 0.02)
+    monkeypatch.setattr(client_module, "_PROGRESS_PAUSE_S", 0.02)
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ async def daemon_that(handler: Handler, folder: Path) -> AsyncIterator[Client]:
 async def test_every_call_reaches_the_daemon_and_its_answer_is_typed(tmp_path: Path) -> None:
     operations = FakeOperations()
     image = ManifestUpload(manifest=b"m\x00", signature=b"\xff", certificate_der=b"\x30")
-    blob = OciBlob(directory="/oci", blob_digest="sha256:1", media_type="tar", size_bytes=9)
+    blob = FileBlob(file="/oci/blob", blob_digest="sha256:1", media_type="tar", size_bytes=9)
     async with served(operations, tmp_path) as socket, Client.over_socket(socket) as client:
         admitted = await client.admit([image])
         images = await client.images()
@@ -125,6 +128,111 @@ async def test_a_layer_is_sent_with_progress(tmp_path: Path, tar: FileTar) -> No
     assert progress == sorted(progress)
     assert len(progress) > 4
     assert len(operations.uploads) == 1
+
+
+async def test_a_fetch_tells_how_far_it_is_and_the_end(tmp_path: Path) -> None:
+    operations = FakeOperations()
+    operations.fetch_hold = trio.Event()
+    blob = FileBlob(file="/blob", media_type="tar", size_bytes=900)
+    told: list[tuple[int, int | None]] = []
+    heard = trio.Event()
+
+    def progress(received: int, total: int | None) -> None:
+        told.append((received, total))
+        heard.set()
+
+    async with served(operations, tmp_path) as socket, Client.over_socket(socket) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: client.fetch_layer(DIGEST, blob, progress=progress))
+            await operations.wait_for_fetches(1)
+            for received, total in ((300, 900), (301, None)):
+                await operations.report(
+                    LayerProgress(digest=str(DIGEST), received_bytes=received, total_bytes=total)
+                )
+                heard = trio.Event()
+                with trio.fail_after(5):
+                    await heard.wait()
+            operations.fetch_hold.set()
+        # Told at once, without progress to tell: it is here already.
+        await client.fetch_layer(DIGEST, blob)
+    assert (300, 900) in told and (301, None) in told
+    assert told[-1] == (900, 900)
+    assert len(told) <= 6
+
+
+async def test_a_fetch_goes_on_although_nobody_can_say_how_far_it_is(tmp_path: Path) -> None:
+    asked = 0
+
+    async def answer_slowly(stream: trio.SocketStream) -> None:
+        nonlocal asked
+        async with stream:
+            request = await stream.receive_some(65536)
+            if request.startswith(b"GET"):
+                asked += 1
+                await stream.send_all(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+                return
+            await trio.sleep(0.1)
+            body = b'{"state":"verified"}'
+            await stream.send_all(
+                b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+
+    told: list[tuple[int, int | None]] = []
+    blob = FileBlob(file="/blob", media_type="tar", size_bytes=9)
+    async with daemon_that(answer_slowly, tmp_path) as client:
+        await client.fetch_layer(DIGEST, blob, progress=lambda *counts: told.append(counts))
+    assert asked >= 1
+    assert told == [(9, 9)]
+
+
+async def test_a_refused_fetch_is_raised_as_it_was_there_with_progress_too(
+    tmp_path: Path,
+) -> None:
+    operations = FakeOperations()
+    operations.refusal = refusal_named(DigestMismatch)
+    blob = FileBlob(file="/blob", media_type="tar", size_bytes=9)
+    told: list[tuple[int, int | None]] = []
+    async with served(operations, tmp_path) as socket, Client.over_socket(socket) as client:
+        with pytest.raises(DigestMismatch):
+            await client.fetch_layer(DIGEST, blob, progress=lambda *counts: told.append(counts))
+    assert told == []
+
+
+async def test_an_upload_waits_for_a_fetch_of_somebody_else_and_is_not_needed_then(
+    tmp_path: Path, tar: FileTar
+) -> None:
+    operations = FakeOperations()
+    operations.fetch_hold = trio.Event()
+    blob = FileBlob(file="/blob", media_type="tar", size_bytes=9)
+    async with (
+        served(operations, tmp_path) as socket,
+        Client.over_socket(socket) as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(client.fetch_layer, DIGEST, blob)
+        await operations.wait_for_fetches(1)
+        nursery.start_soon(client.upload_layer, DIGEST, tar)
+        await trio.sleep(0.3)  # more than all attempts of an upload take here
+        operations.fetch_hold.set()
+    assert operations.uploads == []
+
+
+async def test_a_fetch_that_never_ends_does_not_hold_an_upload_for_ever(
+    tmp_path: Path, tar: FileTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_TRANSFER_TIMEOUT_S", 0.2)
+
+    async def arriving(stream: trio.SocketStream) -> None:
+        async with stream:
+            while await stream.receive_some(65536):
+                body = b'{"state":"arriving","received_bytes":1,"total_bytes":2}'
+                await stream.send_all(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+                )
+
+    async with daemon_that(arriving, tmp_path) as client:
+        with pytest.raises(DeadlineExceeded, match="fetch must end"):
+            await client.upload_layer(DIGEST, tar)
 
 
 @asynccontextmanager

@@ -141,6 +141,11 @@ def test_every_scene_comes_out_as_it_should(alone: None, cache: Path, tmp_path: 
         (line,) = re.findall(rf"^  {re.escape(attack)}\b.*$", transcript, re.MULTILINE)
         assert re.search(rf"  {outcome}\b", line), line
     assert f"{len(ATTACKS)} attacks, none succeeded" in transcript
+    # The daemon fetched layers from the registry, others from files.
+    assert re.search(
+        r'"GET /v2/clinic/gateway/blobs/\S+ HTTP', (out / "logs/registry.log").read_text()
+    )
+    assert "layers, fetched by the daemon and verified" in transcript
     # What it promised to leave, and nothing else.
     for name in ("policy.toml", "verdict-python-2.txt", "verdict-python-3.txt"):
         assert (out / name).stat().st_size > 0

@@ -18,7 +18,7 @@ from integration_machine import (
 )
 
 from acon.client import Client
-from acon.loading import LocalLayer
+from acon.local_layer import LocalLayer
 from supervisor.errors import Conflict
 from supervisor.formats.log_events import AdmitImagesEvent, decode_event
 

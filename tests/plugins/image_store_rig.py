@@ -14,12 +14,13 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from image_store_fixtures import CHOSEN
 
 from plugins.image_store import ImageStore
 from plugins.image_store.config import StoreConfig
-from plugins.image_store.kernel import mounts_under
+from plugins.image_store.mount.kernel import mounts_under
 from plugins.image_store.store import Store
-from supervisor import Event, IdMap, OciBlob, PluginContext, Rootfs, StoredLayer, VerifiedLayer
+from supervisor import Event, FileBlob, IdMap, PluginContext, Rootfs, StoredLayer, VerifiedLayer
 from supervisor.formats.digest import Digest, digest_of
 
 FIRST_ID = 100_000
@@ -112,17 +113,17 @@ class Layout:
         media_type: str = "application/vnd.oci.image.layer.v1.tar+gzip",
         size_bytes: int | None = None,
         blob_digest: str | None = None,
-    ) -> OciBlob:
+    ) -> FileBlob:
         hex_digest = hashlib.sha256(blob).hexdigest()
         (self.directory / "blobs" / "sha256" / hex_digest).write_bytes(blob)
-        return OciBlob(
-            directory=str(self.directory),
+        return FileBlob(
+            file=str(self.directory / "blobs" / "sha256" / hex_digest),
             blob_digest=f"sha256:{hex_digest}" if blob_digest is None else blob_digest,
             media_type=media_type,
             size_bytes=len(blob) if size_bytes is None else size_bytes,
         )
 
-    def add_gzip(self, tar: bytes) -> OciBlob:
+    def add_gzip(self, tar: bytes) -> FileBlob:
         return self.add(gzip.compress(tar, mtime=0))
 
 
@@ -162,6 +163,10 @@ class Rig:
         return [
             os.fsdecode(os.path.relpath(point, top)) for point in mounts_under(top) if point != top
         ]
+
+    def root_mounts(self) -> list[str]:
+        """Of these, those that belong to containers."""
+        return [point for point in self.mounts() if point.startswith("roots/")]
 
     def leftovers(self) -> tuple[list[str], list[str], list[str], int]:
         """What should be empty or zero when nothing is kept: mounts, folders, files, bytes."""
@@ -210,6 +215,7 @@ async def running(tmp_path: Path, **settings: object) -> AsyncIterator[Rig]:
     """The store, open; when the body ends nothing of it may be left."""
     events: list[Event] = []
     settings = {
+        "mount": CHOSEN.mount,
         "budget_bytes": 64 << 20,
         "max_layer_bytes": 16 << 20,
         "writable_bytes": 4 << 20,

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from plugins.http_api.connections import BoundedStream
+from plugins.http_api.connections import BoundedStream, Connection
 
 
 async def test_a_send_that_nobody_reads_ends_even_under_a_shield(
@@ -38,3 +38,21 @@ async def test_cutting_a_stream_ends_a_send_that_is_shielded() -> None:
             nursery.start_soon(send)
             await trio.testing.wait_all_tasks_blocked(0.05)
             stream.cut()
+
+
+async def test_what_runs_for_a_client_ends_when_it_leaves_and_before_it_began_if_it_has_left() -> (
+    None
+):
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs:
+        connection = Connection(BoundedStream(trio.SocketStream(ours)), None)
+        over = trio.CancelScope()
+        with connection.for_its_client(over):
+            assert not over.cancel_called
+        first, second = trio.CancelScope(), trio.CancelScope()
+        with connection.for_its_client(first):
+            connection.leave()
+            assert first.cancel_called
+        with connection.for_its_client(second):
+            assert second.cancel_called
+        assert not over.cancel_called

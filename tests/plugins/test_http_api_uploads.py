@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from http_fakes import (
     LIMIT_BYTES,
     Answer,
@@ -23,6 +24,10 @@ DATA = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = digest_of("sha384", DATA)
 TARGET = f"/api/v2/layers/{DIGEST}"
 HEAD = f"PUT {TARGET} HTTP/1.1\r\nHost: td\r\n"
+
+
+def state_of(state: str, received_bytes: int, total_bytes: int | None) -> dict[str, object]:
+    return {"state": state, "received_bytes": received_bytes, "total_bytes": total_bytes}
 
 
 async def put(socket: Path, body: bytes, *headers: str, target: str = TARGET) -> Answer:
@@ -53,8 +58,8 @@ async def test_a_whole_layer_is_verified_and_then_known(tmp_path: Path) -> None:
         answer = await put(socket, DATA)
         state = await ask(socket, "GET", TARGET)
         again = await put(socket, DATA)
-    verified = {"state": "verified", "received_bytes": len(DATA)}
-    assert absent.json == {"state": "absent", "received_bytes": 0}
+    verified = state_of("verified", len(DATA), len(DATA))
+    assert absent.json == state_of("absent", 0, None)
     assert answer.json == state.json == again.json == verified
     assert operations.layers == {DIGEST: DATA}
     assert len(operations.uploads) == 1
@@ -72,9 +77,9 @@ async def test_a_layer_comes_in_three_ranges(tmp_path: Path) -> None:
             for start, end in cuts
         ]
     assert [answer.json for answer in answers] == [
-        {"state": "incomplete", "received_bytes": third},
-        {"state": "incomplete", "received_bytes": 2 * third},
-        {"state": "verified", "received_bytes": len(DATA)},
+        state_of("incomplete", third, len(DATA)),
+        state_of("incomplete", 2 * third, len(DATA)),
+        state_of("verified", len(DATA), len(DATA)),
     ]
     assert operations.layers == {DIGEST: DATA}
 
@@ -90,9 +95,24 @@ async def test_a_client_that_vanishes_can_go_on_where_it_was(tmp_path: Path) -> 
         state = await ask(socket, "GET", TARGET)
         rest = f"Content-Range: bytes {half}-{len(DATA) - 1}/{len(DATA)}"
         answer = await put(socket, DATA[half:], rest)
-    assert state.json == {"state": "incomplete", "received_bytes": half}
-    assert answer.json == {"state": "verified", "received_bytes": len(DATA)}
+    assert state.json == state_of("incomplete", half, len(DATA))
+    assert answer.json == state_of("verified", len(DATA), len(DATA))
     assert len(operations.uploads) == 1
+
+
+async def test_a_layer_that_came_whole_is_verified_although_its_client_vanished(
+    tmp_path: Path,
+) -> None:
+    operations = FakeOperations()
+    operations.finish_hold = trio.Event()
+    async with served(operations, tmp_path) as socket:
+        head = f"{HEAD}Content-Length: {len(DATA)}\r\n\r\n"
+        await vanish_after(socket, operations, DATA, head)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        operations.finish_hold.set()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        state = await ask(socket, "GET", TARGET)
+    assert state.json == state_of("verified", len(DATA), len(DATA))
 
 
 async def test_a_chunked_client_that_vanishes_can_go_on_too(tmp_path: Path) -> None:
@@ -105,7 +125,7 @@ async def test_a_chunked_client_that_vanishes_can_go_on_too(tmp_path: Path) -> N
         await wait_until_parked(socket, 65536)
         rest = f"Content-Range: bytes 65536-{len(DATA) - 1}/{len(DATA)}"
         answer = await put(socket, DATA[65536:], rest)
-    assert answer.json == {"state": "verified", "received_bytes": len(DATA)}
+    assert answer.json == state_of("verified", len(DATA), len(DATA))
 
 
 async def test_nobody_comes_back_and_the_bytes_are_freed(tmp_path: Path) -> None:
@@ -116,7 +136,7 @@ async def test_nobody_comes_back_and_the_bytes_are_freed(tmp_path: Path) -> None
             while not operations.uploads[0].aborted:
                 await operations.uploads[0].changed.wait()
         state = await ask(socket, "GET", TARGET)
-    assert state.json == {"state": "absent", "received_bytes": 0}
+    assert state.json == state_of("absent", 0, None)
 
 
 async def test_what_is_open_at_shutdown_is_freed(tmp_path: Path) -> None:
@@ -146,7 +166,7 @@ async def test_two_clients_cannot_send_one_layer_at_the_same_time(tmp_path: Path
         answer = await first.answer("PUT")
     assert (second.status, second.kind) == (409, "conflict")
     assert (resumed.status, resumed.kind) == (409, "conflict")
-    assert answer.json == {"state": "verified", "received_bytes": len(DATA)}
+    assert answer.json == state_of("verified", len(DATA), len(DATA))
 
 
 async def test_wrong_bytes_are_refused_and_freed(tmp_path: Path) -> None:
@@ -156,7 +176,7 @@ async def test_wrong_bytes_are_refused_and_freed(tmp_path: Path) -> None:
         state = await ask(socket, "GET", TARGET)
         good = await put(socket, DATA)
     assert (answer.status, answer.kind) == (400, "digest")
-    assert state.json == {"state": "absent", "received_bytes": 0}
+    assert state.json == state_of("absent", 0, None)
     assert operations.uploads[0].aborted
     assert good.status == 200
 
@@ -236,7 +256,7 @@ async def test_a_range_that_does_not_continue_is_refused_and_says_where_to_go_on
         answer = await put(socket, DATA[10:], rest)
     assert [(one.status, one.kind) for one in (early, gap, other)] == [(409, "conflict")] * 3
     assert b"expected 10, got 11" in gap.body
-    assert answer.json == {"state": "verified", "received_bytes": len(DATA)}
+    assert answer.json == state_of("verified", len(DATA), len(DATA))
 
 
 async def test_a_new_whole_upload_replaces_a_parked_one(tmp_path: Path) -> None:
@@ -244,7 +264,7 @@ async def test_a_new_whole_upload_replaces_a_parked_one(tmp_path: Path) -> None:
     async with served(operations, tmp_path) as socket:
         await put(socket, b"wrong", f"Content-Range: bytes 0-4/{len(DATA)}")
         answer = await put(socket, DATA)
-    assert answer.json == {"state": "verified", "received_bytes": len(DATA)}
+    assert answer.json == state_of("verified", len(DATA), len(DATA))
     assert [upload.aborted for upload in operations.uploads] == [True, False]
 
 
@@ -257,7 +277,7 @@ async def test_a_sender_that_pauses_too_long_is_told_and_may_go_on(tmp_path: Pat
         rest = f"Content-Range: bytes 10-{len(DATA) - 1}/{len(DATA)}"
         resumed = await put(socket, DATA[10:], rest)
     assert (answer.status, answer.kind) == (408, "deadline")
-    assert resumed.json == {"state": "verified", "received_bytes": len(DATA)}
+    assert resumed.json == state_of("verified", len(DATA), len(DATA))
 
 
 async def test_the_number_of_open_uploads_is_bounded(tmp_path: Path) -> None:
@@ -289,5 +309,5 @@ async def test_an_empty_layer_is_a_layer(tmp_path: Path) -> None:
     empty = digest_of("sha384", b"")
     async with served(operations, tmp_path) as socket:
         answer = await put(socket, b"", target=f"/api/v2/layers/{empty}")
-    assert answer.json == {"state": "verified", "received_bytes": 0}
+    assert answer.json == state_of("verified", 0, 0)
     assert operations.layers == {empty: b""}

@@ -28,9 +28,9 @@ from supervisor import (
     DeadlineExceeded,
     Denied,
     DigestMismatch,
+    FileBlob,
     ManifestUpload,
     MeasurementHalted,
-    OciBlob,
     PluginContractError,
     PolicyDenied,
     Refusal,
@@ -105,7 +105,7 @@ async def test_images_containers_and_status_are_shown(tmp_path: Path) -> None:
 
 async def test_start_signal_seal_fetch_and_evidence_reach_the_supervisor(tmp_path: Path) -> None:
     operations = FakeOperations()
-    blob = OciBlob(directory="/oci", blob_digest="sha256:00", media_type="tar", size_bytes=3)
+    blob = FileBlob(file="/oci/blob", blob_digest="sha256:00", media_type="tar", size_bytes=3)
     async with served(operations, tmp_path) as socket:
         started = await ask_json(
             socket,
@@ -116,13 +116,7 @@ async def test_start_signal_seal_fetch_and_evidence_reach_the_supervisor(tmp_pat
         bare = await ask_json(socket, "POST", "/api/v2/containers", {"image_id": IMAGE_ID})
         signal = await ask_json(socket, "POST", "/api/v2/containers/7/signal", {"signal": -15})
         seal = await ask(socket, "POST", "/api/v2/seal", body=b"")
-        fields = {
-            "directory": "/oci",
-            "blob_digest": "sha256:00",
-            "media_type": "tar",
-            "size_bytes": 3,
-        }
-        fetch = await ask_json(socket, "POST", f"{LAYER}/fetch", fields)
+        fetch = await ask_json(socket, "POST", f"{LAYER}/fetch", {"source": blob})
         layer = await ask(socket, "GET", LAYER)
         evidence = await ask_json(socket, "POST", "/api/v2/evidence", {"nonce": "0f" * 16})
     assert (started.json, bare.json) == ({"container_id": 1}, {"container_id": 2})
@@ -130,7 +124,7 @@ async def test_start_signal_seal_fetch_and_evidence_reach_the_supervisor(tmp_pat
     assert (signal.json, operations.signals) == ({}, [(7, -15)])
     assert (seal.json, operations.sealed) == ({}, True)
     assert (fetch.json, operations.fetched) == ({"state": "verified"}, [blob])
-    assert layer.json == {"state": "verified", "received_bytes": None}
+    assert layer.json == {"state": "verified", "received_bytes": None, "total_bytes": None}
     assert (evidence.body, operations.nonces) == (b'{"evidence":1}', [b"\x0f" * 16])
     assert evidence.headers["content-type"] == "application/json"
 
@@ -210,6 +204,9 @@ async def test_each_request_is_in_the_access_log_at_debug(tmp_path: Path) -> Non
         ("/api/v2/containers/7/signal", b'{"signal":true}', "request.signal"),
         ("/api/v2/containers/07/signal", b'{"signal":1}', "container id"),
         ("/api/v2/containers/0/signal", b'{"signal":1}', "container id"),
+        (f"{LAYER}/fetch", b'{"source":{"type":"file"}}', "request.source"),
+        (f"{LAYER}/fetch", b'{"source":{"type":"oci","directory":"/"}}', "request.source"),
+        (f"{LAYER}/fetch", b'{"file":"/x","media_type":"tar","size_bytes":1}', "request"),
         ("/api/v2/evidence", b'{"nonce":"00"}', "request.nonce"),
         ("/api/v2/evidence", b'{"nonce":"%s"}' % (b"0F" * 16), "request.nonce"),
         ("/api/v2/evidence", b'{"nonce":"%s"}' % (b"00" * 65), "request.nonce"),

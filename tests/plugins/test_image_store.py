@@ -22,19 +22,19 @@ from image_store_rig import (
 )
 
 from plugins.image_store import ImageStore
+from plugins.image_store.arrival.upload import FLUSH_BYTES
 from plugins.image_store.config import StoreConfig
-from plugins.image_store.kernel import idmapped_clone, mounts_under
-from plugins.image_store.upload import FLUSH_BYTES
+from plugins.image_store.mount.kernel import idmapped_clone, mounts_under
 from supervisor import (
     Allow,
     Busy,
     ConfigError,
     Conflict,
     Deny,
+    FileBlob,
     LayerFetched,
     LayerFreed,
     LayerProgress,
-    OciBlob,
     RuntimeFailed,
     StoredLayer,
     UnknownItem,
@@ -215,7 +215,22 @@ async def test_a_tree_that_does_not_fit_is_refused_and_the_sealed_bytes_stay(
 ) -> None:
     tar = make_tar(*(entry(f"{i}", b"x") for i in range(200)))
     # The tar fits, its files (a page each) do not fit beside it.
-    async with running(tmp_path, budget_bytes=len(tar) + (512 << 10)) as rig:
+    async with running(tmp_path, mount="unpack", budget_bytes=len(tar) + (512 << 10)) as rig:
+        layer = verified(await rig.send(tar))
+        with pytest.raises(Busy):
+            await rig.store.prepare(layer)
+        assert rig.store.budget.used_bytes == len(tar)
+        assert os.listdir(rig.runtime_dir / "store" / "layers") == []
+        await rig.store.discard(layer.stored)
+        assert rig.leftovers() == NOTHING
+
+
+@pytest.mark.root
+async def test_an_index_that_does_not_fit_is_refused_and_the_sealed_bytes_stay(
+    tmp_path: Path,
+) -> None:
+    tar = make_tar(*(entry(f"{i}", b"x") for i in range(200)))
+    async with running(tmp_path, mount="erofs", budget_bytes=len(tar) + 4096) as rig:
         layer = verified(await rig.send(tar))
         with pytest.raises(Busy):
             await rig.store.prepare(layer)
@@ -313,7 +328,7 @@ async def test_fifty_layers_and_fifty_roots_at_once(tmp_path: Path) -> None:
 async def test_upload_progress_carries_the_announced_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plugins.image_store.progress.INTERVAL_S", 0)
+    monkeypatch.setattr("plugins.image_store.arrival.progress.INTERVAL_S", 0)
     async with running(tmp_path) as rig:
         upload = await rig.store.upload(EXPECTED, size_bytes=len(TAR))
         await upload.write(TAR[:1000])
@@ -333,7 +348,7 @@ def no_idmap(source: bytes, target: bytes, user_namespace_fd: int) -> None:
 async def test_without_idmapped_mounts_auto_copies_and_idmap_refuses_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plugins.image_store.rootfs.idmapped_clone", no_idmap)
+    monkeypatch.setattr("plugins.image_store.mount.rootfs.idmapped_clone", no_idmap)
     async with running(tmp_path / "auto") as rig:
         root = await rig.mount(await rig.add(TAR))
         assert (root.path / "f").stat().st_uid == 100_000
@@ -360,7 +375,7 @@ async def test_nothing_but_unshare_missing_is_said_plainly(
     with pytest.raises(RuntimeFailed) as refused:
         async with running(tmp_path, id_shift="idmap"):
             raise AssertionError("it must not have started")
-    assert "unshare" in refused.value.rule
+    assert "unshare (util-linux) must be installed" in str(refused.value.actual)
 
 
 @pytest.mark.root
@@ -383,6 +398,6 @@ async def test_no_child_process_outlives_a_mount(tmp_path: Path) -> None:
 async def test_a_fetch_needs_an_open_store(tmp_path: Path) -> None:
     plugin = make_plugin(tmp_path / "store", [])
     store = await plugin.layer_store()
-    source = OciBlob(directory="/", blob_digest="sha256:00", media_type="", size_bytes=0)
+    source = FileBlob(file="/", blob_digest="sha256:00", media_type="", size_bytes=0)
     with pytest.raises(RuntimeFailed):
         await store.fetch(EXPECTED, source)

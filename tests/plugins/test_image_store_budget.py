@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_store_rig import expected_for, memory_files
 
+from plugins.image_store.arrival.progress import INTERVAL_S, Progress
+from plugins.image_store.arrival.sealed import SealedWriter
 from plugins.image_store.budget import Budget, Reservation
-from plugins.image_store.progress import INTERVAL_S, Progress
-from plugins.image_store.sealed import SealedWriter
-from plugins.image_store.user_namespace import map_text
+from plugins.image_store.mount.user_namespace import map_text
 from supervisor import Busy, Event, LayerProgress, RuntimeFailed, Untrusted
 
 TOTAL_BYTES = 1000
@@ -165,6 +165,19 @@ def test_bytes_that_could_not_all_be_stored_are_never_sealed(
     assert budget.used_bytes == 0
     with pytest.raises(RuntimeError):
         writer.seal()
+
+
+def test_bytes_that_were_stored_but_not_all_hashed_are_never_sealed() -> None:
+    budget = Budget(TOTAL_BYTES)
+    for hashed in (b"0123", b"0123456789x"):
+        writer = make_writer(budget, b"")
+        writer.store(memoryview(b"0123456789"))
+        writer.digest(memoryview(hashed))
+        with pytest.raises(RuntimeFailed) as refused:
+            writer.seal()
+        assert refused.value.rule == "what is stored must be what was hashed"
+        writer.close()
+    assert budget.used_bytes == 0
 
 
 def test_progress_is_told_ten_times_a_second_at_most() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import itertools
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from cancel_sweep import Operation, sweep
+import zstandard
+from cancel_sweep import Operation, Round, sweep
 from image_store_rig import (
     NOTHING,
     Layout,
@@ -24,8 +26,9 @@ from image_store_rig import (
     running,
     verified,
 )
+from inflate_rig import children, pipes
 
-from plugins.image_store.upload import FLUSH_BYTES
+from plugins.image_store.arrival.upload import FLUSH_BYTES
 from supervisor import Rootfs
 
 pytestmark = pytest.mark.root
@@ -74,18 +77,21 @@ async def finish_round(cancelling: Cancelling) -> None:
             assert memory_files() == before
 
 
-async def fetch_round(cancelling: Cancelling) -> None:
-    before = memory_files()
+async def fetch_round(kind: str, cancelling: Cancelling) -> None:
+    """Also no process is left, and no pipe to one."""
+    before = memory_files(), children(), pipes()
+    blob = {"+gzip": gzip.compress(TAR), "+zstd": zstandard.compress(TAR), "": TAR}[kind]
     with tempfile.TemporaryDirectory() as directory:
-        source = Layout(Path(directory) / "layout").add_gzip(TAR)
-        async with running(Path(directory), oci_roots=[directory]) as rig:
+        layout = Layout(Path(directory) / "layout")
+        source = layout.add(blob, media_type=f"application/vnd.oci.image.layer.v1.tar{kind}")
+        async with running(Path(directory), file_roots=[directory]) as rig:
 
             async def operation() -> None:
                 await rig.store.discard(await rig.store.fetch(EXPECTED, source))
 
             await cancelling(operation)
             assert rig.leftovers() == NOTHING
-            assert memory_files() == before
+            assert (memory_files(), children(), pipes()) == before
 
 
 async def prepare_round(cancelling: Cancelling) -> None:
@@ -152,25 +158,32 @@ async def open_round(cancelling: Cancelling) -> None:
             assert rig.leftovers() == NOTHING
 
 
-@pytest.mark.parametrize(
-    "one_round",
-    [
-        upload_round,
-        finish_round,
-        fetch_round,
-        prepare_round,
-        functools.partial(mount_round, "idmap"),
-        functools.partial(mount_round, "copy"),
-        close_round,
-        open_round,
-    ],
-    ids=["upload", "finish", "fetch", "prepare", "mount", "mount-copy", "close", "open"],
-)
-def test_cancelled_at_every_step_nothing_is_left(
-    one_round: Callable[[Cancelling], Awaitable[None]],
-) -> None:
+ARRIVAL_ROUNDS: dict[str, Round] = {
+    "upload": upload_round,
+    "finish": finish_round,
+    "fetch-gzip": functools.partial(fetch_round, "+gzip"),
+    "fetch-zstd": functools.partial(fetch_round, "+zstd"),
+    "fetch-tar": functools.partial(fetch_round, ""),
+}
+MOUNT_ROUNDS: dict[str, Round] = {
+    "prepare": prepare_round,
+    "mount": functools.partial(mount_round, "idmap"),
+    "mount-copy": functools.partial(mount_round, "copy"),
+    "close": close_round,
+    "open": open_round,
+}
+
+
+@pytest.mark.parametrize("which", list(ARRIVAL_ROUNDS))
+def test_an_arrival_cancelled_at_every_step_leaves_nothing(which: str) -> None:
     # Threads and mounts work in real time, so the clock is real, too.
-    assert sweep(one_round, mock_clock=False) >= 2
+    assert sweep(ARRIVAL_ROUNDS[which], mock_clock=False) >= 2
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("which", list(MOUNT_ROUNDS))
+def test_a_mount_cancelled_at_every_step_leaves_nothing(which: str) -> None:
+    assert sweep(MOUNT_ROUNDS[which], mock_clock=False) >= 2
 
 
 @contextmanager
@@ -196,10 +209,6 @@ def cancel_inside_thread(
 Work = Callable[[Rig, Layout], Awaitable[None]]
 
 
-async def fetch_work(rig: Rig, layout: Layout) -> None:
-    await rig.store.discard(await rig.store.fetch(EXPECTED, layout.add_gzip(TAR)))
-
-
 async def prepare_work(rig: Rig, layout: Layout) -> None:
     stored = await rig.send(TAR)
     try:
@@ -219,14 +228,15 @@ async def mount_work(rig: Rig, layout: Layout) -> None:
         await rig.store.discard(layer.stored)
 
 
-@pytest.mark.parametrize("work", [fetch_work, prepare_work, mount_work])
+@pytest.mark.parametrize("work", [prepare_work, mount_work])
 @pytest.mark.parametrize("id_shift", ["idmap", "copy"])
+@pytest.mark.usefixtures("both_ways")
 async def test_cancelled_at_every_look_inside_a_thread_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work, id_shift: str
 ) -> None:
     before = memory_files()
     layout = Layout(tmp_path / "layout")
-    async with running(tmp_path, oci_roots=[str(tmp_path)], id_shift=id_shift) as rig:
+    async with running(tmp_path, file_roots=[str(tmp_path)], id_shift=id_shift) as rig:
         for at in itertools.count(1):
             with (
                 trio.CancelScope() as scope,

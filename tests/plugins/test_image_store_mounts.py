@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import struct
 import subprocess
@@ -25,12 +26,12 @@ from image_store_rig import (
     symlink,
 )
 
-from plugins.image_store import rootfs
-from plugins.image_store.kernel import mounts_under
+from plugins.image_store.mount import rootfs
+from plugins.image_store.mount.kernel import mounts_under
 from supervisor import Busy, Conflict, Event, IdMap, UnknownItem
 from supervisor.formats.digest import digest_of
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("both_ways")]
 
 PROGRAM = Path("/bin/true").read_bytes()
 MOUNT_POINTS = {"dev", "proc", "run", "shared", "sys", "tmp"}
@@ -91,6 +92,20 @@ async def test_a_directory_that_a_layer_only_implies_keeps_the_lower_metadata(
         assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o751, FIRST_ID + 2)
         assert stat.S_IMODE((root.path / "var").stat().st_mode) == 0o700
         assert (root.path / "tmp" / "x").read_bytes() == b"x"
+        await root.close()
+
+
+async def test_an_implied_directory_takes_nothing_from_below_an_opaque_one(
+    tmp_path: Path,
+) -> None:
+    lower = make_tar(folder("d"), folder("d/sub", mode=0o1777, uid=33), entry("d/sub/old"))
+    opaque = make_tar(folder("d"), entry("d/.wh..wh..opq"))
+    upper = make_tar(entry("d/sub/new"))
+    async with running(tmp_path) as rig:
+        root = await rig.mount(*[await rig.add(tar) for tar in (lower, opaque, upper)])
+        status = (root.path / "d" / "sub").stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o755, FIRST_ID)
+        assert names(root.path / "d" / "sub") == {"new"}
         await root.close()
 
 
@@ -282,7 +297,7 @@ async def test_one_hundred_layers_are_mounted_in_order(tmp_path: Path) -> None:
         root = await rig.mount(*layers)
         assert (root.path / "which").read_bytes() == b"99"
         assert len(names(root.path)) == 101 + len(MOUNT_POINTS)
-        assert rig.mounts() == ["roots/1/root"]
+        assert rig.root_mounts() == ["roots/1/root"]
         await root.close()
 
 
@@ -296,7 +311,7 @@ async def test_more_layers_than_mount_takes_are_refused_and_nothing_is_left(
             with pytest.raises(Conflict) as refused:
                 await rig.mount(*[layer] * count)
             assert refused.value.actual == str(count)
-        assert rig.mounts() == []
+        assert rig.root_mounts() == []
         assert rig.store.budget.used_bytes == used_bytes
         assert os.listdir(rig.runtime_dir / "store" / "roots") == []
 
@@ -327,20 +342,20 @@ async def test_a_discarded_layer_lives_until_its_last_root_is_closed(tmp_path: P
         await two.close()
         await rig.store.discard(layer.stored)
         assert rig.leftovers() == NOTHING
-        assert [type(event).__name__ for event in rig.events] == ["LayerFreed"]
+        assert [type(event).__name__ for event in rig.events] == ["LayerMounted", "LayerFreed"]
 
 
 async def test_a_root_that_somebody_still_uses_is_taken_away_lazily(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plugins.image_store.removal.UNMOUNT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("plugins.image_store.mount.removal.UNMOUNT_TIMEOUT_S", 0.2)
     async with running(tmp_path) as rig:
         layer = await rig.add(BASE)
         root = await rig.mount(layer)
         with (root.path / "etc" / "kept").open("rb") as held:
             await root.close()
             assert not root.path.exists()
-            assert rig.mounts() == []
+            assert rig.root_mounts() == []
             assert held.read() == b"kept"
 
 
@@ -356,16 +371,16 @@ async def test_descriptors_that_a_forked_child_has_until_its_exec_do_not_fail_a_
         held.append(os.dup(fd))
         return fd
 
-    monkeypatch.setattr(rootfs, "_opened", opened_and_held)
     async with running(tmp_path, id_shift=id_shift) as rig:
         layer = await rig.add(BASE)
+        monkeypatch.setattr(rootfs, "_opened", opened_and_held)
         root = await rig.mount(layer)
         assert held
         while held:
             os.close(held.pop())
         assert (root.path / "etc" / "kept").read_bytes() == b"kept"
         await root.close()
-        assert rig.mounts() == []
+        assert rig.root_mounts() == []
 
 
 @pytest.mark.parametrize("id_shift", ["idmap", "copy"])
@@ -387,27 +402,34 @@ async def test_roots_that_do_not_fit_the_budget_are_refused(tmp_path: Path, id_s
 
 
 async def test_stale_mounts_of_a_killed_predecessor_are_removed_at_the_start(
-    tmp_path: Path,
+    tmp_path: Path, both_ways: str
 ) -> None:
     script = """
-import os, sys, trio
+import os, signal, sys, trio
 from pathlib import Path
 from image_store_rig import entry, make_tar, running
 
 async def main():
-    async with running(Path(sys.argv[1])) as rig:
+    async with running(Path(sys.argv[1]), mount=sys.argv[2]) as rig:
         await rig.send(make_tar(entry("unprepared")))
-        await rig.mount(await rig.add(make_tar(entry("f"))), writable=True)
-        os._exit(9)
+        layer = await rig.add(make_tar(entry("f")))
+        await rig.mount(layer, writable=True)
+        await rig.mount(layer, container_id=2)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 trio.run(main)
 """
-    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    here = Path(__file__).parent
+    folders = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
     killed = run(
-        [sys.executable, "-c", script, tmp_path], env={**os.environ, "PYTHONPATH": folders}
+        [sys.executable, "-c", script, tmp_path, both_ways],
+        env={**os.environ, "PYTHONPATH": folders},
     )
-    assert killed.returncode == 9
-    assert len(mounts_under(os.fsencode(tmp_path))) == 3
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    store = tmp_path / "image_store" / "store"
+    left = {os.path.relpath(os.fsdecode(point), store) for point in mounts_under(bytes(store))}
+    layers = {"layers/2"} if both_ways == "erofs" else set()
+    assert left == {".", "roots/1/root", "roots/1/parts/rw", "roots/2/root", *layers}
 
     async with running(tmp_path) as rig:
         assert rig.leftovers() == NOTHING
@@ -423,7 +445,11 @@ async def test_what_is_mounted_when_the_store_closes_is_taken_away(tmp_path: Pat
         await rig.send(UPPER)
         await rig.store.upload(BASE_DIGEST, size_bytes=4096)
         events = rig.events
-    assert [type(event).__name__ for event in events] == ["LayerFreed", "LayerFreed"]
+    assert [type(event).__name__ for event in events] == [
+        "LayerMounted",
+        "LayerFreed",
+        "LayerFreed",
+    ]
 
 
 async def test_the_way_to_a_root_is_open_and_the_way_to_layers_is_not(tmp_path: Path) -> None:

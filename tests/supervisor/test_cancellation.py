@@ -11,7 +11,7 @@ import pytest
 import trio
 from cancel_sweep import Operation, sweep
 
-from supervisor import Allow, OciBlob, PluginContext, hookimpl
+from supervisor import Allow, FileBlob, PluginContext, hookimpl
 from supervisor.formats.delegation import AliasStatement, statements_of
 from supervisor.formats.digest import digest_of
 from supervisor.formats.event_log import replay
@@ -34,7 +34,7 @@ TAR = b"a layer's bytes"
 LAYER = digest_of("sha384", TAR)
 OWNER = Owner("owner")
 IMAGE = OWNER.sign(manifest(name="app:1", layers=[str(LAYER)], maxInstances=0))
-BLOB = OciBlob(directory="/", blob_digest="sha256:x", media_type="tar", size_bytes=len(TAR))
+BLOB = FileBlob(file="/", blob_digest="sha256:x", media_type="tar", size_bytes=len(TAR))
 Cancelling = Callable[[Operation], Awaitable[bool]]
 
 
@@ -92,7 +92,7 @@ async def load_by_fetching(supervisor: Supervisor) -> str:
 def in_memory(folder: Path) -> tuple[list[LoadedPlugin], InMemory]:
     machine = in_memory_plugin(folder)
     assert isinstance(machine.plugin, InMemory)
-    machine.plugin.layers.blobs[BLOB.blob_digest] = TAR
+    machine.plugin.layers.blobs[str(BLOB.blob_digest)] = TAR
     return [machine, plugin(Pausing, folder)], machine.plugin
 
 
@@ -114,7 +114,7 @@ def check(supervisor: Supervisor, machine: InMemory) -> None:
     live = {view.container_id for view in supervisor.containers() if view.state == "running"}
     assert {view.image_id for view in supervisor.containers()} <= set(started)
     assert set(machine.runtime.running) == live
-    assert machine.layers.mounted == live
+    assert set(machine.layers.mounted) == live
     assert machine.layers.open_uploads == 0
     assert machine.layers.held_bytes == (len(TAR) if supervisor.has_layer(LAYER) else 0)
 
@@ -196,7 +196,7 @@ def test_a_shutdown_at_every_step_of_a_start_leaves_no_process_and_no_mount() ->
 
             await cancelling(operation)
             assert machine.runtime.running == {}
-            assert machine.layers.mounted == set()
+            assert machine.layers.mounted == {}
             journal = Journal.open(folder / "journal")
             digests = [entry.record[14:62] for entry in journal.entries]
             journal.close()

@@ -184,7 +184,7 @@ async def test_exit_is_shown_and_cleaned_up_after(tmp_path: Path) -> None:
         await wait_all_tasks_blocked()
         (view,) = supervisor.containers()
         assert (view.state, view.exit_code, view.signal, view.pid) == ("exited", 3, None, None)
-        assert machine_of(machine.plugin).layers.mounted == set()
+        assert machine_of(machine.plugin).layers.mounted == {}
         assert not process.spec.socket_path.exists()
 
 
@@ -216,7 +216,7 @@ async def test_a_runtime_that_fails_leaves_nothing_and_the_next_start_works(
         monkeypatch.setattr(runtime, "start", fail)
         with pytest.raises(RuntimeFailed, match="said no"):
             await supervisor.start(image_id, [])
-        assert machine_of(machine.plugin).layers.mounted == set()
+        assert machine_of(machine.plugin).layers.mounted == {}
         assert supervisor.containers() == ()
         monkeypatch.undo()
         await supervisor.start(image_id, [])
@@ -238,7 +238,7 @@ async def test_a_runtime_that_hangs_is_given_up_in_time(
         monkeypatch.setattr(runtime, "start", hang)
         with pytest.raises(DeadlineExceeded, match="must start in time"):
             await supervisor.start(image_id, [])
-        assert machine_of(machine.plugin).layers.mounted == set()
+        assert machine_of(machine.plugin).layers.mounted == {}
         monkeypatch.undo()
         await supervisor.start(image_id, [])
 

@@ -18,8 +18,8 @@ from supervisor import (
     Denied,
     DigestMismatch,
     Event,
+    FileBlob,
     MeasurementHalted,
-    OciBlob,
     PluginContext,
     RuntimeFailed,
     UnknownItem,
@@ -42,7 +42,7 @@ from supervisor.testing import (
 OWNER = Owner("owner")
 TAR = b"bytes of a layer"
 LAYER = digest_of("sha384", TAR)
-BLOB = OciBlob(directory="/", blob_digest="sha256:x", media_type="tar", size_bytes=len(TAR))
+BLOB = FileBlob(file="/", blob_digest="sha256:x", media_type="tar", size_bytes=len(TAR))
 
 
 async def admitted(supervisor: Supervisor) -> str:
@@ -53,7 +53,7 @@ async def admitted(supervisor: Supervisor) -> str:
 def machine_with_blob(folder: Path, blob: bytes = TAR) -> tuple[InMemory, list[LoadedPlugin]]:
     loaded = in_memory_plugin(folder)
     assert isinstance(loaded.plugin, InMemory)
-    loaded.plugin.layers.blobs[BLOB.blob_digest] = blob
+    loaded.plugin.layers.blobs[str(BLOB.blob_digest)] = blob
     return loaded.plugin, [loaded]
 
 
@@ -249,7 +249,7 @@ async def test_a_runtime_that_cannot_signal_does_not_keep_the_supervisor_from_en
         await supervisor.start(image_id, [])
         (process,) = machine.runtime.running.values()
         monkeypatch.setattr(process, "signal", bug)
-    assert machine.runtime.running == {} and machine.layers.mounted == set()
+    assert machine.runtime.running == {} and machine.layers.mounted == {}
 
 
 # --- layers: bounds and rivals ----------------------------------------------------------------

@@ -22,9 +22,9 @@ from supervisor import (
     DeadlineExceeded,
     DigestMismatch,
     Event,
+    FileBlob,
     LayerFetched,
     MeasurementHalted,
-    OciBlob,
     Operations,
     PluginContext,
     PluginContractError,
@@ -533,7 +533,7 @@ async def test_a_store_whose_method_raises_anything_is_a_runtime_failure(
     async with running([machine], tmp_path) as supervisor:
         image_id = await admitted(supervisor)
         monkeypatch.setattr(machine.plugin.layers, method, broken)
-        blob = OciBlob(directory="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
+        blob = FileBlob(file="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
         with pytest.raises(RuntimeFailed, match="a bug of the store"):
             if method == "upload":
                 await supervisor.upload_layer(LAYER, size_bytes=None)
@@ -551,7 +551,7 @@ async def test_a_store_that_hangs_is_given_up_and_the_next_fetch_works(
     machine = in_memory_plugin(tmp_path)
     assert isinstance(machine.plugin, InMemory)
     machine.plugin.layers.blobs["sha256:x"] = TAR
-    blob = OciBlob(directory="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
+    blob = FileBlob(file="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
 
     async def hang(*_args: object, **_kwargs: object) -> object:
         await trio.sleep_forever()
@@ -573,7 +573,7 @@ async def test_two_fetches_of_one_layer_share_it_and_outlive_the_first_caller(
     machine = in_memory_plugin(tmp_path)
     assert isinstance(machine.plugin, InMemory)
     machine.plugin.layers.blobs["sha256:x"] = TAR
-    blob = OciBlob(directory="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
+    blob = FileBlob(file="/", blob_digest="sha256:x", media_type="tar", size_bytes=1)
     async with running([machine], tmp_path) as supervisor:
         await admitted(supervisor)
         async with trio.open_nursery() as nursery:

@@ -1,0 +1,1 @@
+"""Images wherever an owner has them: layouts, archives, registries, ACON's own repository."""

@@ -1,0 +1,1 @@
+"""Blobs from registries (OCI distribution specification 1.1)."""

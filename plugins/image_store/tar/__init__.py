@@ -1,0 +1,1 @@
+"""What a verified layer's tar says, as a tree in memory."""
