@@ -77,7 +77,8 @@ def published(bundles: Bundles, owner: Signer, publish: Callable[..., Published]
 def arrived(daemon: Daemon) -> list[bytes]:
     """The layers' bytes as the daemon got them, lowest first."""
     (image,) = daemon.operations.admitted
-    return [daemon.operations.layers[layer] for layer in image.manifest.layers]  # type: ignore[index]
+    layers = daemon.operations.layers
+    return [layers[layer] for layer in image.manifest.layers]  # type: ignore[index]  # all pinned
 
 
 async def test_what_was_published_is_loaded_and_its_layers_are_sent(

@@ -332,8 +332,10 @@ class Misplacing(Forging):
 
 class Confused(Forging):
     @hookimpl
-    async def delegation_statements(self, signed: SignedManifest) -> str:  # type: ignore[override]
-        return "none"  # the wrong type is what is refused: hence the override above
+    async def delegation_statements(  # type: ignore[override]  # the wrong type is what is refused
+        self, signed: SignedManifest
+    ) -> str:
+        return "none"
 
 
 @pytest.mark.parametrize("class_", [Forging, Misplacing, Confused])
