@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
-SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Run: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """One that can be told with which code it ends when it is used wrongly."""
+
+    usage_code = 2
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(self.usage_code, f"{self.prog}: error: {message}\n")
+
+
+SubParsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def add_command(
@@ -22,7 +35,7 @@ def add_command(
     run: Run,
     details: str = "",
     daemon: bool = False,
-) -> argparse.ArgumentParser:
+) -> Parser:
     """Declare a subcommand with `--json`, examples in its help (one a line) and, if `daemon`,
     a socket."""
     parser = sub.add_parser(
@@ -51,8 +64,23 @@ def add_command(
             metavar="FILE",
             help="PEM roots to believe for --url, instead of the system's",
         )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command=parser)
     return parser
+
+
+def add_container(parser: argparse.ArgumentParser) -> None:
+    """The positional `ID`; `acon.container_names.container_id_of` understands it."""
+    container = parser.add_argument(
+        "container",
+        metavar="ID",
+        help="a container's number, or an image of which one container runs (or ended, if none "
+        "runs)",
+    )
+    # What `acon completion` writes for it: functions of the shell.
+    container.complete = {  # type: ignore[attr-defined]  # shtab's own
+        "bash": "_acon_containers",
+        "zsh": "_acon_containers",
+    }
 
 
 class RegistryAccess(NamedTuple):

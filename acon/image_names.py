@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from acon.errors import UsageError
+from acon.short_ids import MARK, SHOWN_DIGITS, begins
 from supervisor.errors import UnknownItem
 from supervisor.operations import ImageView
 
@@ -33,7 +34,7 @@ def find_image(images: Sequence[ImageView], text: str) -> ImageView:
 
 def short(image_id: str, names: Sequence[str] = ()) -> str:
     """For a table: its name, else the beginning of its manifest's digest."""
-    return names[0] if names else image_id.rpartition("/")[2][:12]
+    return names[0] if names else image_id.rpartition("/")[2][:SHOWN_DIGITS]
 
 
 def _is_id(image: ImageView, text: str) -> bool:
@@ -46,6 +47,9 @@ def _is_name(image: ImageView, text: str) -> bool:
 
 
 def _begins(image: ImageView, text: str) -> bool:
-    if len(text) < _MIN_PREFIX:
+    beginning = text.removesuffix(MARK)
+    if len(beginning.rpartition("/")[2]) < _MIN_PREFIX:
         return False
-    return image.image_id.startswith(text) or image.image_id.rpartition("/")[2].startswith(text)
+    if "/" in beginning:
+        return begins(image.image_id, text)
+    return image.image_id.rpartition("/")[2].startswith(beginning)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 from acon.output import Bar, Progress, remark, say, write_json
+from acon.short_ids import shortened
 from supervisor.formats.digest import Digest
 from supervisor.formats.errors import Refusal
 from supervisor.formats.signature import SignedManifest
@@ -44,7 +45,7 @@ class LoadReport:
         lines = ["admitted" if len(group) == 1 else f"admitted together, {len(group)} images"]
         for signed in group:
             names = ", ".join(signed.manifest.self_aliases)
-            lines.append(f"  {signed.image_id}  {names}".rstrip())
+            lines.append(shortened(f"  {signed.image_id}  {names}").rstrip())
         ids = [str(signed.image_id) for signed in group]
         self._tell({"event": "admitted", "image_ids": ids}, "\n".join(lines))
 
@@ -58,7 +59,7 @@ class LoadReport:
     ) -> None:
         """How it stands with a layer, how it came if it did, why not if it did not."""
         event: dict[str, object] = {"event": "layer", "digest": str(digest), "state": state}
-        text = f"layer {digest}: {state}"
+        text = shortened(f"layer {digest}: {state}")
         if how is not None:
             event["how"] = how
         if error is not None:
@@ -73,7 +74,8 @@ class LoadReport:
         hint = "; before the seal, load the vendor's image that gives this name" if left else ""
         self._tell(
             {"event": "incomplete", "image_id": view.image_id, "missing": view.missing_layers},
-            f"cannot start yet: {view.image_id} lacks {', '.join(view.missing_layers)}{hint}",
+            shortened(f"cannot start yet: {view.image_id} lacks {', '.join(view.missing_layers)}")
+            + hint,
         )
 
     @contextmanager

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from acon.client import Client
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.digest import Digest
 from supervisor.formats.errors import SignatureInvalid
-from supervisor.formats.evidence import decode_evidence, from_base64
+from supervisor.formats.evidence import decode_evidence
 from supervisor.formats.signature import SignedManifest, verify_signed_manifest
 from supervisor.operations import ManifestUpload
 from supervisor.seams import LayerSource

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-from plugins.oci_runtime.probe import CANDIDATES, PROBE_EXIT_CODE, SEARCH_PATH, exit_program
+from acon.finding import Finding
 from supervisor.errors import Refusal
 from supervisor.ram import (
     PROC_MOUNTS,
@@ -26,21 +23,14 @@ from supervisor.ram import (
 )
 
 _TRIAL_TIMEOUT_S = 30
+# Each runtime, control groups, and what is slow about a loaded machine.
+_CONTAINERS_TIMEOUT_S = 120
 _TDX_INTERFACES = (
     ("/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384", "extending registers"),
     ("/sys/kernel/config/tsm/report", "quotes (configfs-tsm)"),
     ("/dev/tdx_guest", "TD reports"),
     ("/sys/firmware/acpi/tables/data/CCEL", "the firmware's event log"),
 )
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """`missing` is what containers cannot do without; `absent` what they can."""
-
-    subject: str
-    state: Literal["ok", "absent", "missing", "untried"]
-    found: str
-    remedy: str = ""
 
 
 def examine() -> list[Finding]:
@@ -103,19 +93,19 @@ def _needing_root() -> list[Finding]:
     trials: list[tuple[str, Callable[[Path], str], str]] = [
         ("user namespaces", _user_namespace, "sysctl user.max_user_namespaces, not 0"),
         ("overlay", _overlay, "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS"),
-        (
-            "container runtime",
-            _runtime,
-            "apt install runc (or crun); its words above say what kept it from running",
-        ),
     ]
     if os.geteuid() != 0:
         return [
             Finding(subject, "untried", "only root can try", "sudo acon doctor")
-            for subject in (*(one for one, _, _ in trials), "layers", "control groups")
+            for subject in (
+                *(one for one, _, _ in trials),
+                "layers",
+                "control groups",
+                "container runtime",
+            )
         ]
     found = [_trial(subject, trial, remedy) for subject, trial, remedy in trials]
-    return [*found, _layers(), _control_groups()]
+    return [*found, _layers(), *_containers()]
 
 
 def _trial(subject: str, trial: Callable[[Path], str], remedy: str) -> Finding:
@@ -168,60 +158,18 @@ def _layers() -> Finding:
     return Finding("layers", "absent" if done.stderr else "ok", detail, remedy)
 
 
-def _runtime(folder: Path) -> str:
-    """Run a container with each candidate until one does."""
-    reasons = []
-    for name in CANDIDATES:
-        program = shutil.which(name, path=SEARCH_PATH)
-        if program is None:
-            reasons.append(f"{name}: not installed")
-            continue
+def _containers() -> list[Finding]:
+    """The kernel's part, control groups and runtimes, tried as the daemon uses them."""
+    with tempfile.TemporaryDirectory(prefix="acon-doctor-") as folder:
+        command = ["unshare", "--mount", sys.executable, "-m", "acon.runtime_trial", folder]
         try:
-            _try_runtime(program, folder / name)
-        except (OSError, subprocess.SubprocessError) as error:
-            words = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
-            reasons.append(f"{name}: {str(words).strip()}")
-            continue
-        return f"{_run([program, '--version']).splitlines()[0]} ran a container"
-    raise OSError("; ".join(reasons))
-
-
-def _try_runtime(program: str, bundle: Path) -> None:
-    (bundle / "rootfs").mkdir(parents=True)
-    (bundle / "rootfs" / "probe").write_bytes(exit_program(platform.machine()))
-    (bundle / "rootfs" / "probe").chmod(0o755)
-    _run([program, "spec", "--bundle", str(bundle)])
-    config_file = bundle / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config["process"]["args"] = ["/probe"]
-    config["process"]["terminal"] = False
-    config_file.write_text(json.dumps(config), encoding="utf-8")
-    command = [program, "--root", str(bundle / "state"), "run", "--bundle", str(bundle)]
-    done = subprocess.run(
-        [*command, f"acon-doctor-{os.getpid()}"],
-        capture_output=True,
-        text=True,
-        timeout=_TRIAL_TIMEOUT_S,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode != PROBE_EXIT_CODE:
-        raise subprocess.CalledProcessError(
-            done.returncode, program, stderr=done.stderr or f"exit code {done.returncode}"
-        )
-
-
-def _control_groups() -> Finding:
-    if Path("/sys/fs/cgroup/cgroup.controllers").is_file():
-        return Finding("control groups", "ok", "version 2")
-    if Path("/sys/fs/cgroup/memory").is_dir():
-        return Finding("control groups", "ok", "version 1 or hybrid (runc copes, crun may not)")
-    return Finding(
-        "control groups",
-        "missing",
-        "none at /sys/fs/cgroup",
-        "mount -t cgroup2 none /sys/fs/cgroup",
-    )
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_CONTAINERS_TIMEOUT_S, check=True
+            )
+            return msgspec.json.decode(done.stdout, type=list[Finding])
+        except (OSError, subprocess.SubprocessError, msgspec.MsgspecError) as error:
+            words = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+            return [Finding("container runtime", "missing", (words or str(error)).strip())]
 
 
 def _tdx(path: str, use: str) -> Finding:

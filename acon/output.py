@@ -9,8 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-# Terminals obey control characters; names and messages may come from strangers.
+# Terminals obey control characters, and those that turn the direction of writing make a line
+# look like another; names and messages may come from strangers.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
+_CONTROLS |= {
+    code: f"\\u{code:04x}"
+    for code in (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
 
 
 def printable(text: str) -> str:

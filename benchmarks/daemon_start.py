@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 
 from benchmarks.figures import Figure, Goal, Section, require_root, stopwatch
 from benchmarks.machine import PLUGINS, Machine
+from benchmarks.process_figures import proportional_megabytes, resident_megabytes
 from benchmarks.ram import ram_folder
 
 READY_GOAL = Goal(at_most=1.0)
 MEMORY_GOAL = Goal(at_most=64.0)
-_KB_PER_MB = 1_000_000 / 1024  # the kernel counts in units of 1,024 bytes
 
 
 def run(*, rounds: int = 7) -> Section:
@@ -26,9 +25,8 @@ def run(*, rounds: int = 7) -> Section:
             with stopwatch() as watch:
                 daemon = machine.start_daemon()
             ready.append(watch.seconds)
-            process = Path("/proc", str(daemon.pid))
-            resident.append(_megabytes(process / "status", "VmRSS:"))
-            proportional.append(_megabytes(process / "smaps_rollup", "Pss:"))
+            resident.append(resident_megabytes(daemon.pid))
+            proportional.append(proportional_megabytes(daemon.pid))
             machine.halt()
     return Section(
         name="daemon_start",
@@ -51,10 +49,3 @@ def run(*, rounds: int = 7) -> Section:
             ),
         ),
     )
-
-
-def _megabytes(path: Path, key: str) -> float:
-    for line in path.read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / _KB_PER_MB
-    raise KeyError(f"{path}: {key}")

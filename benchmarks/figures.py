@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -88,3 +89,9 @@ def median_seconds(work: Callable[[], object], *, rounds: int) -> float:
 
 def median_ms(seconds: Sequence[float]) -> float:
     return statistics.median(seconds) * 1000
+
+
+def percentile_ms(seconds: Sequence[float], percent: int) -> float:
+    """What so many of a hundred took at most: the nearest rank."""
+    rank = max(1, math.ceil(len(seconds) * percent / 100))
+    return sorted(seconds)[rank - 1] * 1000

@@ -148,10 +148,10 @@ async def _through_a_root(opened: OpenStore, layers: Sequence[VerifiedLayer], co
     costs.root_s.append(watch.seconds)
     try:
         with stopwatch() as watch:
-            costs.entries = await trio.to_thread.run_sync(walk, root.path)
+            costs.entries = await trio.to_thread.run_sync(opened.look, root, walk)
         costs.walk_s.append(watch.seconds)
         with stopwatch() as watch:
-            await trio.to_thread.run_sync(read_all, root.path)
+            await trio.to_thread.run_sync(opened.look, root, read_all)
         costs.read_s.append(watch.seconds)
     finally:
         await root.close()
@@ -194,7 +194,7 @@ async def _cached_bytes(opened: OpenStore, images: Sequence[Sequence[VerifiedLay
             roots.append(await opened.mount(layers))
         before_bytes = _file_cache_bytes()
         for root in roots:
-            await trio.to_thread.run_sync(read_all, root.path)
+            await trio.to_thread.run_sync(opened.look, root, read_all)
         return _file_cache_bytes() - before_bytes
     finally:
         with trio.move_on_after(DISCARD_TIMEOUT_S, shield=True):

@@ -16,8 +16,8 @@ from benchmarks.cores import one_core
 from benchmarks.figures import Figure, Goal, Section, median_ms, require_root, stopwatch
 from benchmarks.layer_inputs import CACHE, USUAL_BYTES, USUAL_ENTRIES, Layer, machine_layers, warm
 from benchmarks.machine import Machine
+from benchmarks.program_image import PROGRAM
 from benchmarks.ram import ram_folder
-from benchmarks.starters import PROGRAM
 from benchmarks.store_side import StoreSide, from_files, open_store
 from supervisor.testing import Owner, manifest
 
@@ -122,7 +122,7 @@ async def _present(machine: Machine, layer: Layer, rounds: int) -> tuple[float, 
     image = manifest(
         name="present:1",
         layers=[str(layer.digest)],
-        entrypoint=list(PROGRAM),
+        entrypoint=[PROGRAM],
         signals=[int(signal.SIGKILL)],
     )
     async with Client.over_socket(machine.api) as client:

@@ -19,7 +19,7 @@ from plugins.tdx_sim.wire import owner_socket_path
 BIN = Path(sys.executable).parent
 PLUGINS = ("tdx_sim", "image_store", "csp_delegation", "oci_runtime", "http_api")
 READY_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 120
 POLL_S = 0.001
 _REQUEST = b"GET /api/v2/images HTTP/1.1\r\nHost: acond\r\nConnection: close\r\n\r\n"
 
@@ -39,6 +39,11 @@ class Machine:
         self.runtime_dir = folder / "acond"
         self._td: subprocess.Popen[bytes] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
+
+    @property
+    def runtime_files(self) -> Path:
+        """Where the daemon's `oci_runtime` has its bundles and its runtime's state."""
+        return self.runtime_dir / "plugins" / "oci_runtime"
 
     def __enter__(self) -> Self:
         return self
@@ -90,11 +95,10 @@ class Machine:
             f"{self._settings}"
         )
 
-    def halt(self) -> None:
-        """End the daemon, and with it its containers."""
-        if self._daemon is not None:
-            _stop(self._daemon)
-            self._daemon = None
+    def halt(self) -> int | None:
+        """End the daemon, and with it its containers; its exit code, None if there was none."""
+        daemon, self._daemon = self._daemon, None
+        return None if daemon is None else _stop(daemon)
 
     def _start(self, name: str, program: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -136,11 +140,11 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log
         time.sleep(POLL_S)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM and time to clean up; SIGKILL only if that was not enough."""
+def _stop(process: subprocess.Popen[bytes]) -> int:
+    """SIGTERM and time to clean up; SIGKILL only if that was not enough. The exit code."""
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(STOP_TIMEOUT_S)
+        return process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        return process.wait()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -31,15 +32,17 @@ from supervisor.formats.digest import Digest
 ID_MAP = IdMap(pairs=((0, 100_000), *((number, 100_000 + number) for number in range(1, 100))))
 _TIMEOUT_S = 600
 
+T = TypeVar("T")
 Wanted = tuple[Digest, LayerSource]
 
 
 class OpenStore:
     """A store that is open. `events` is what it reported, but for progress."""
 
-    def __init__(self, store: Store, events: list[Event]) -> None:
+    def __init__(self, store: Store, events: list[Event], place: Path) -> None:
         self.store = store
         self.events = events
+        self._place = place
         self._containers = 0
 
     async def load(self, wanted: Wanted) -> VerifiedLayer:
@@ -58,6 +61,14 @@ class OpenStore:
         return await self.store.mount(
             tuple(layers), container_id=self._containers, id_map=ID_MAP, writable=False
         )
+
+    def look(self, root: Rootfs, work: Callable[[Path], T]) -> T:
+        """What `work` finds in the folder where `root` is shown to it meanwhile. Blocks."""
+        root.attach(self._place)
+        try:
+            return work(self._place)
+        finally:
+            root.detach()
 
     def mounted_bytes(self, layer: VerifiedLayer) -> int:
         """What the layer's tar and index (or its tree) take, as the store last reported it."""
@@ -101,8 +112,10 @@ async def open_store(
     log = structlog.stdlib.get_logger("image_store")
     context = PluginContext(name="image_store", runtime_dir=runtime_dir, log=log, report=report)
     store = Store(config, context)
+    place = runtime_dir / "shown"
+    await trio.Path(place).mkdir()
     async with store.opened():
-        yield OpenStore(store, events)
+        yield OpenStore(store, events, place)
 
 
 class StoreSide:

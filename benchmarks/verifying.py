@@ -21,8 +21,9 @@ from plugins.tdx_sim.collateral import issue
 from plugins.tdx_sim.pki import SimPki, ensure_pki
 from plugins.tdx_sim.process import serve
 from supervisor import ContainerRuntime, LayerStore, PluginContext, hookimpl
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.digest import digest_of
-from supervisor.formats.evidence import decode_evidence, from_base64
+from supervisor.formats.evidence import decode_evidence
 from supervisor.measurement import in_worker_thread
 from supervisor.operations import ManifestUpload
 from supervisor.testing import (

@@ -10,6 +10,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from supervisor.container_seams import ContainerRuntime as ContainerRuntime
+    from supervisor.container_seams import ContainerSpec as ContainerSpec
+    from supervisor.container_seams import ExitStatus as ExitStatus
+    from supervisor.container_seams import Invocation as Invocation
+    from supervisor.container_seams import InvocationResult as InvocationResult
+    from supervisor.container_seams import LogSink as LogSink
+    from supervisor.container_seams import PreparedContainer as PreparedContainer
+    from supervisor.container_seams import RunningContainer as RunningContainer
     from supervisor.context import PluginContext as PluginContext
     from supervisor.errors import Busy as Busy
     from supervisor.errors import ConfigError as ConfigError
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
     from supervisor.errors import UnknownItem as UnknownItem
     from supervisor.errors import Untrusted as Untrusted
     from supervisor.events import ContainerExited as ContainerExited
+    from supervisor.events import ContainerInvoked as ContainerInvoked
+    from supervisor.events import ContainerSignalled as ContainerSignalled
     from supervisor.events import ContainerStarted as ContainerStarted
     from supervisor.events import ContainerStarting as ContainerStarting
     from supervisor.events import Event as Event
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
     from supervisor.events import LayerVerified as LayerVerified
     from supervisor.events import LoadRefused as LoadRefused
     from supervisor.events import MeasurementStopped as MeasurementStopped
+    from supervisor.events import PredecessorEnded as PredecessorEnded
     from supervisor.events import Sealed as Sealed
     from supervisor.hookspecs import hookimpl as hookimpl
     from supervisor.operations import AconReport as AconReport
@@ -50,14 +61,13 @@ if TYPE_CHECKING:
     from supervisor.operations import ContainerOperations as ContainerOperations
     from supervisor.operations import ContainerView as ContainerView
     from supervisor.operations import ImageView as ImageView
+    from supervisor.operations import LogLine as LogLine
+    from supervisor.operations import LogPage as LogPage
     from supervisor.operations import ManifestUpload as ManifestUpload
     from supervisor.operations import Operations as Operations
     from supervisor.proofs import StartReceipt as StartReceipt
     from supervisor.proofs import StoredLayer as StoredLayer
     from supervisor.proofs import VerifiedLayer as VerifiedLayer
-    from supervisor.seams import ContainerRuntime as ContainerRuntime
-    from supervisor.seams import ContainerSpec as ContainerSpec
-    from supervisor.seams import ExitStatus as ExitStatus
     from supervisor.seams import FileBlob as FileBlob
     from supervisor.seams import IdMap as IdMap
     from supervisor.seams import LayerSource as LayerSource
@@ -67,11 +77,20 @@ if TYPE_CHECKING:
     from supervisor.seams import Registers as Registers
     from supervisor.seams import RegistryBlob as RegistryBlob
     from supervisor.seams import Rootfs as Rootfs
-    from supervisor.seams import RunningContainer as RunningContainer
     from supervisor.verdicts import Allow as Allow
     from supervisor.verdicts import Deny as Deny
 
 _HOMES = {
+    "container_seams": (
+        "ContainerRuntime",
+        "ContainerSpec",
+        "ExitStatus",
+        "Invocation",
+        "InvocationResult",
+        "LogSink",
+        "PreparedContainer",
+        "RunningContainer",
+    ),
     "context": ("PluginContext",),
     "errors": (
         "Busy",
@@ -93,6 +112,8 @@ _HOMES = {
     ),
     "events": (
         "ContainerExited",
+        "ContainerInvoked",
+        "ContainerSignalled",
         "ContainerStarted",
         "ContainerStarting",
         "Event",
@@ -108,6 +129,7 @@ _HOMES = {
         "LayerVerified",
         "LoadRefused",
         "MeasurementStopped",
+        "PredecessorEnded",
         "Sealed",
     ),
     "hookspecs": ("hookimpl",),
@@ -117,14 +139,13 @@ _HOMES = {
         "ContainerOperations",
         "ContainerView",
         "ImageView",
+        "LogLine",
+        "LogPage",
         "ManifestUpload",
         "Operations",
     ),
     "proofs": ("StartReceipt", "StoredLayer", "VerifiedLayer"),
     "seams": (
-        "ContainerRuntime",
-        "ContainerSpec",
-        "ExitStatus",
         "FileBlob",
         "IdMap",
         "LayerSource",
@@ -134,7 +155,6 @@ _HOMES = {
         "RegistryBlob",
         "Registers",
         "Rootfs",
-        "RunningContainer",
     ),
     "verdicts": ("Allow", "Deny"),
 }

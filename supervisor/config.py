@@ -75,13 +75,21 @@ class LayersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ContainersConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`first_id` begins the range of user and group ids that containers are given."""
+    """`first_id` begins the range of user and group ids that containers are given.
+
+    `log_kib`: how much of each container's output is kept. What an ended container wrote
+    (in its root, `/tmp`, `/run`) is kept for a restart for `keep_exited_s` (0: not at all),
+    of `max_kept_exited` containers at most, the latest ones.
+    """
 
     max_running: Count = 1000
     max_remembered: Count = 1000
     first_id: Annotated[int, msgspec.Meta(ge=65536, le=2_000_000_000)] = 100_000
     start_timeout_s: Seconds = 60
     stop_timeout_s: Seconds = 10
+    log_kib: Annotated[int, msgspec.Meta(ge=4, le=65_536)] = 64
+    keep_exited_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 300
+    max_kept_exited: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 64
 
 
 class EvidenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

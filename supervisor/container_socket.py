@@ -12,6 +12,8 @@ import trio
 from supervisor.errors import RuntimeFailed
 
 BACKLOG = 64
+# SO_PASSRIGHTS (`include/uapi/asm-generic/socket.h`, Linux 6.16): `socket` has no name for it.
+_SO_PASSRIGHTS = 83
 
 
 def prepare_socket_dir(path: Path) -> None:
@@ -29,6 +31,9 @@ def prepare_socket_dir(path: Path) -> None:
 def container_socket(path: Path) -> Iterator[trio.SocketListener]:
     """Listen at `path`, open to every id (only one container can reach the path).
 
+    Nobody can send descriptors through it. We would never take them, but the kernel would
+    close them in our thread, and what they are of decides how long that takes: a TCP socket
+    with SO_LINGER could stop the whole supervisor. (Linux before 6.16 cannot refuse them.)
     Removes the socket at exit. Raises `RuntimeFailed`. Does not wait.
     """
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -37,6 +42,9 @@ def container_socket(path: Path) -> Iterator[trio.SocketListener]:
             path.unlink(missing_ok=True)
             raw.bind(str(path))
             path.chmod(0o666)
+            # Connections have it from the listener.
+            with suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
             raw.listen(BACKLOG)
         except OSError as error:
             raise RuntimeFailed(str(path), "the container's socket failed", actual=error) from error

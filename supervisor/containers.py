@@ -1,60 +1,59 @@
-"""From an admitted image to a running container, and to its end.
+"""All containers of a supervisor's life, and what its clients may have done to them.
 
-The start is decided, judged and measured first; only the receipt of that measurement
-can start a process. One task owns each container from its mount to its clean-up.
+A start is decided, judged and measured first (`starting`); only the receipt of that
+measurement can start a process. One task owns each container from its mount over all of
+its runs to its clean-up (`container_life`), and one nursery owns these tasks.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 import trio
 
-from supervisor.admission import Admission, AdmittedImage
-from supervisor.background import background
+from supervisor.admission import Admission
 from supervisor.config import ContainersConfig
-from supervisor.container import Container, MeasuredStart
-from supervisor.container_socket import container_socket
+from supervisor.container import Container
+from supervisor.container_life import ContainerLife, ServeSocket, Surroundings
+from supervisor.container_log import ContainerLog
+from supervisor.container_seams import (
+    ContainerRuntime,
+    Invocation,
+    InvocationResult,
+    RunningContainer,
+)
 from supervisor.errors import (
-    Busy,
     Conflict,
     DeadlineExceeded,
+    FormatError,
     PolicyDenied,
     Refusal,
     UnknownItem,
 )
-from supervisor.events import ContainerExited, ContainerStarted, ContainerStarting
-from supervisor.formats.delegation import resolve_layers
-from supervisor.formats.environment import resolve_environment
-from supervisor.formats.log_events import start_container_event
+from supervisor.events import ContainerInvoked, ContainerSignalled
+from supervisor.formats.status import ContainerStatus
 from supervisor.id_ranges import IdRanges
+from supervisor.instances import Instances
+from supervisor.invocation_rules import check_invocation
+from supervisor.kept_containers import KeptContainers
 from supervisor.layers import Layers
 from supervisor.measurement import Measurement
-from supervisor.operations import ContainerView
+from supervisor.operations import ContainerView, LogPage
 from supervisor.plugin_host import PluginHost
-from supervisor.seam_guard import require_type, seam, undo
-from supervisor.seams import (
-    ContainerRuntime,
-    ContainerSpec,
-    ExitStatus,
-    LayerStore,
-    Rootfs,
-    RunningContainer,
-)
+from supervisor.restart import Restart
+from supervisor.seam_guard import CLEANUP_TIMEOUT_S, deadline, require_type, seam
+from supervisor.seams import LayerStore
+from supervisor.starting import Starting
 
-# Each round lost means that a vendor's newer image was admitted meanwhile.
-START_ROUNDS = 8
 SIGTERM = 15
-# user_namespaces(7): a map has at most 340 lines, and one of them is for id 0.
-MAX_UIDS = 339
-SIGKILL = 9
+# What a runtime may take to pass one signal on; the next container waits for its own.
+SIGNAL_TIMEOUT_S = 2
+MEMORY_TIMEOUT_S = 10
+MAX_RESTART_TIMEOUT_S = 86_400
 
 log = structlog.stdlib.get_logger("supervisor.containers")
-ServeSocket = Callable[[trio.SocketListener, "Container"], Awaitable[None]]
 
 
 class Containers:
@@ -77,16 +76,30 @@ class Containers:
         self._layers = layers
         self._measurement = measurement
         self._host = host
-        self._store = store
         self._runtime = runtime
         self._config = config
-        self._socket_dir = socket_dir
-        self._serve_socket = serve_socket
+        self._starting = Starting(
+            admission=admission, layers=layers, measurement=measurement, host=host
+        )
+        self._instances = Instances(config.max_running)
+        self._kept = KeptContainers(keep_s=config.keep_exited_s, max_kept=config.max_kept_exited)
+        self._around = Surroundings(
+            store=store,
+            runtime=runtime,
+            measurement=measurement,
+            host=host,
+            kept=self._kept,
+            socket_dir=socket_dir,
+            serve_socket=serve_socket,
+            start_timeout_s=config.start_timeout_s,
+        )
         self._ids = IdRanges(config.first_id)
         self._containers: dict[int, Container] = {}
         self._last_id = 0
-        self._instances: Counter[str] = Counter()
+        # None while nothing may start: before `run`, and from the beginning of the stop on.
         self._nursery: trio.Nursery | None = None
+
+    # --- their tasks --------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Own the containers' tasks until cancelled; then every container is killed."""
@@ -98,6 +111,37 @@ class Containers:
             finally:
                 self._nursery = None
 
+    async def stop_all(self) -> None:
+        """Ask every container to end, the latest first, and wait for at most `stop_timeout_s`.
+
+        Nothing is started or kept from here on. What has not ended then is killed when `run`
+        is cancelled.
+        """
+        self._nursery = None
+        self._kept.close()
+        for container in self._containers.values():
+            if container.restart is not None:
+                self._abandon(container, container.restart, "the supervisor is shutting down")
+        alive = [one for one in self._containers.values() if not one.freed.is_set()]
+        with trio.move_on_after(self._config.stop_timeout_s):
+            for container in reversed(alive):
+                await self._ask_to_end(container)
+            for container in alive:
+                await container.freed.wait()
+
+    async def _ask_to_end(self, container: Container) -> None:
+        if container.running is None:
+            return
+        signals = container.manifest.signals
+        first = signals[0] if signals and signals[0] else SIGTERM
+        try:
+            with deadline(container.item, "must be signalled in time", SIGNAL_TIMEOUT_S):
+                await self._send(container, container.running, first)
+        except Refusal as error:
+            log.warning("stop failed", container_id=container.container_id, error=str(error))
+
+    # --- start --------------------------------------------------------------------------------
+
     async def start(self, image_id: str, requested: Sequence[str]) -> Container:
         """Judge, measure and start; returns once the process runs.
 
@@ -106,237 +150,202 @@ class Containers:
         cancelled no container is left, though its start may have been measured.
         """
         image = self._admission.require(image_id)
-        with self._instance_of(image) as pass_on:
-            start = await self._measure(image, requested)
+        instance = self._instances.reserve(image)
+        try:
+            start = await self._starting.measure(image, requested)
             async with self._layers.starting(start.layers):
-                if self._nursery is None:
-                    raise Conflict(image_id, "the supervisor is shutting down")
+                nursery = self._require_nursery(image_id)
                 self._last_id += 1
-                uids = image.signed.manifest.uids
-                container = Container(self._last_id, start, self._ids.draw(uids))
-                pass_on()
+                container = Container(
+                    self._last_id,
+                    start,
+                    self._ids.draw(image.signed.manifest.uids),
+                    ContainerLog(kept_bytes=self._config.log_kib * 1024),
+                )
+                life = ContainerLife(
+                    container, instance, self._around, lambda: self._remember(container)
+                )
                 with trio.move_on_after(self._config.start_timeout_s):
-                    await self._nursery.start(self._run_one, container)
+                    await nursery.start(life.run)
                     return container
-        raise DeadlineExceeded(
-            image_id, "must start in time", expected=f"{self._config.start_timeout_s} s"
-        )
-
-    @contextmanager
-    def _instance_of(self, image: AdmittedImage) -> Iterator[Callable[[], None]]:
-        """Reserve an instance; given back at exit, unless `pass_on` left that to its task."""
-        limit = image.signed.manifest.max_instances
-        if limit and self._instances[image.image_id] >= limit:
-            raise Conflict(
-                image.image_id,
-                "has as many containers as its manifest's maxInstances allows",
-                expected=f"at most {limit}",
-                actual=self._instances[image.image_id] + 1,
+            raise DeadlineExceeded(
+                image_id, "must start in time", expected=f"{self._config.start_timeout_s} s"
             )
-        if self._instances.total() >= self._config.max_running:
-            raise Busy(
-                image.image_id,
-                "too many containers run (containers.max_running)",
-                expected=f"at most {self._config.max_running}",
-            )
-        passed_on = False
+        except BaseException:
+            instance.free()
+            raise
 
-        def pass_on() -> None:
-            nonlocal passed_on
-            passed_on = True
+    def _require_nursery(self, item: str) -> trio.Nursery:
+        if self._nursery is None:
+            raise Conflict(item, "the supervisor is shutting down")
+        return self._nursery
 
-        self._instances[image.image_id] += 1
+    def _remember(self, container: Container) -> None:
+        self._containers[container.container_id] = container
+        ended = [
+            one
+            for one in self._containers.values()
+            if one.state == "exited" and one.restart is None
+        ]
+        ended.sort(key=lambda one: one.ended_at)
+        for old in ended[: max(0, len(ended) - self._config.max_remembered)]:
+            # Whoever could not find it could not ask for its restart.
+            self._kept.give_up(old)
+            old.log.close()
+            del self._containers[old.container_id]
+
+    # --- restart ------------------------------------------------------------------------------
+
+    async def restart(self, container_id: int, *, timeout_s: float) -> None:
+        """Run it again with the root, scratch, ids and measurement that it had.
+
+        A running one is sent the manifest's first signal, if there is one, and then has
+        `timeout_s` to end. Raises `UnknownItem`, `FormatError`, `PolicyDenied`, `Conflict`,
+        `Busy`, `MeasurementHalted`; `DeadlineExceeded` if it has not ended by then: it goes on,
+        and nothing will start when it ends. Once the old run is gone, a failure
+        (`RuntimeFailed`, `DeadlineExceeded`) or a cancellation leaves a container that ended
+        and is freed; before, it leaves everything as it is.
+        """
+        await trio.lowlevel.checkpoint()  # who is cancelled already asks for nothing
+        container = self.require(container_id)
+        restart = self._begin_restart(container, timeout_s)
         try:
-            yield pass_on
-        finally:
-            if not passed_on:
-                self._instances[image.image_id] -= 1
-
-    async def _measure(self, image: AdmittedImage, requested: Sequence[str]) -> MeasuredStart:
-        manifest = image.signed.manifest
-        if not manifest.is_executable:
-            raise PolicyDenied(image.image_id, "has no entry point: it only lends layers")
-        if not manifest.layers:
-            raise PolicyDenied(image.image_id, "has an entry point but no layer to run it from")
-        if len(manifest.uids) > MAX_UIDS:
-            raise PolicyDenied(
-                image.image_id,
-                "asks for more ids than a user namespace maps one by one",
-                expected=f"at most {MAX_UIDS}",
-                actual=len(manifest.uids),
-            )
-        environment = resolve_environment(manifest.env, requested)
-        for _ in range(START_ROUNDS):
-            resolved = resolve_layers(manifest.layers, self._admission.statements)
-            self._layers.require((layer.digest for layer in resolved), item=image.image_id)
-            event = ContainerStarting(
-                image_id=image.image_id,
-                layers=resolved,
-                argv=manifest.entrypoint,
-                environment=environment,
-            )
-            await self._host.judge("judge_start", event, item=image.image_id)
-            async with self._measurement.writing() as writer:
-                # The verifier resolves at this place in the log: what was judged must
-                # still be what the log so far resolves to.
-                if resolve_layers(manifest.layers, self._admission.statements) != resolved:
-                    continue
-                # Looked up here, so that what is mounted is what is here when it is recorded.
-                layers = self._layers.require(
-                    (layer.digest for layer in resolved), item=image.image_id
-                )
-                receipt = await writer.record_container(
-                    start_container_event(
-                        event.image_id, event.layers, event.argv, event.environment
+            if not restart.settled.is_set():
+                with trio.move_on_after(timeout_s):
+                    await self._send_restart_signal(container)
+                    await restart.settled.wait()
+                # Not `cancelled_caught`: if it ended in the same moment it is restarted.
+                if not restart.settled.is_set():
+                    raise DeadlineExceeded(
+                        container.item,
+                        "did not end in time to be restarted, and goes on",
+                        expected=f"within {timeout_s:g} s",
                     )
-                )
-            return MeasuredStart(image=image, layers=layers, receipt=receipt)
-        raise Busy(image.image_id, "its delegated layers keep changing")
-
-    # --- one container's life ---------------------------------------------------------------
-
-    async def _run_one(self, container: Container, task_status: trio.TaskStatus[None]) -> None:
-        started = False
-
-        def confirm() -> None:
-            nonlocal started
-            started = True
-            self._containers[container.container_id] = container
-            container.listed.set()
-            self._forget_old()
-            task_status.started()
-
-        try:
-            await self._live(container, confirm)
-        except Exception as error:
-            if not started:
-                raise
-            # Its own failure ends this container only.
-            log.error("container failed", container_id=container.container_id, error=repr(error))
+            # Its task bounds what is left: the old run's end and the new one's start.
+            await restart.done.wait()
         finally:
-            if container.exit is None:
-                container.exit = ExitStatus(signal=SIGKILL)  # its clean-up ended it
-            container.ended.set()
-            self._instances[container.image_id] -= 1
-            if started:
-                self._exited(container)
+            await self._end_restart(container, restart)
+        restart.require_wanted()
 
-    async def _live(self, container: Container, confirm: Callable[[], None]) -> None:
-        manifest = container.start.image.signed.manifest
-        with seam(container.image_id, "the layer store's mount"):
-            rootfs = await self._store.mount(
-                container.start.layers,
-                container_id=container.container_id,
-                id_map=container.id_map,
-                writable=manifest.writable_fs,
+    def _begin_restart(self, container: Container, timeout_s: float) -> Restart:
+        """Everything that is checked first, and the request, in one step."""
+        # Written so that "not a number" is refused too.
+        if not 0 < timeout_s <= MAX_RESTART_TIMEOUT_S:
+            raise FormatError(
+                "timeout_s",
+                "must be positive and bounded",
+                expected=f"at most {MAX_RESTART_TIMEOUT_S} s",
+                actual=timeout_s,
             )
-        require_type(rootfs, Rootfs, item=container.image_id)
+        if container.manifest.no_restart:
+            raise PolicyDenied(container.item, "its manifest forbids restarts (noRestart)")
+        self._require_nursery(container.item)
+        self._measurement.require_running()
+        if container.restart is not None:
+            raise Conflict(container.item, "is being restarted already")
+        if not container.has_files:
+            raise Conflict(container.item, "has ended, and what it had is not kept any more")
+        restart = Restart()
+        if container.running is None:
+            restart.accept(self._instances.reserve(container.start.image))
+        container.ask(restart)
+        return restart
+
+    async def _send_restart_signal(self, container: Container) -> None:
+        """ACON image spec, "signals": the first one, none if there is none or it is 0."""
+        signals = container.manifest.signals
+        if container.running is None or not signals or not signals[0]:
+            return
         try:
-            socket_path = self._socket_dir / f"{container.container_id}.sock"
-            with container_socket(socket_path) as listener:
-                spec = ContainerSpec(
-                    container_id=container.container_id,
-                    image_id=container.image_id,
-                    root=rootfs.path,
-                    argv=manifest.entrypoint,
-                    environment=container.start.receipt.event.environment,
-                    working_dir=manifest.working_dir,
-                    id_map=container.id_map,
-                    writable_root=manifest.writable_fs,
-                    no_new_privileges=not manifest.uids,
-                    log_fds=manifest.log_fds,
-                    socket_path=socket_path,
-                )
-                # Served before the program runs: it may ask in its first instruction.
-                async with background(lambda: self._serve(listener, container)):
-                    await self._run_process(container, spec, confirm)
-        finally:
-            await undo(container.image_id, "the root's close", rootfs.close)
+            await self._send(container, container.running, signals[0])
+        except Conflict:
+            return  # it is ending already
+        self._emit_signalled(container, signals[0])
 
-    async def _run_process(
-        self, container: Container, spec: ContainerSpec, confirm: Callable[[], None]
-    ) -> None:
-        with seam(spec.image_id, "the runtime's start"):
-            running = await self._runtime.start(spec, container.start.receipt)
-        require_type(running, RunningContainer, item=spec.image_id)
-        try:
-            container.running = running
-            confirm()
-            self._host.emit(
-                ContainerStarted(
-                    container_id=spec.container_id, image_id=spec.image_id, pid=running.pid
-                )
-            )
-            container.exit = await running.wait()
-        finally:
-            await undo(spec.image_id, "the container's destroy", running.destroy)
+    async def _end_restart(self, container: Container, restart: Restart) -> None:
+        """Whoever asked goes: what is not done by then is undone."""
+        self._abandon(container, restart, "the restart was given up")
+        # The run that is under way is destroyed, its socket, scratch and root are closed.
+        with trio.move_on_after(4 * CLEANUP_TIMEOUT_S, shield=True):
+            await restart.done.wait()
 
-    async def _serve(self, listener: trio.SocketListener, container: Container) -> None:
-        try:
-            await self._serve_socket(listener, container)
-        except* Exception as error:  # also beside a Cancelled, which goes on
-            log.error(
-                "container socket failed", container_id=container.container_id, error=repr(error)
-            )
+    @staticmethod
+    def _abandon(container: Container, restart: Restart, why: str) -> None:
+        restart.abandon(Conflict(container.item, why))
+        if restart.instance is None and container.restart is restart:
+            container.restart = None  # the old run goes on, and its end is an end
 
-    def _exited(self, container: Container) -> None:
-        status = container.exit or ExitStatus(signal=SIGKILL)
-        self._host.emit(
-            ContainerExited(
-                container_id=container.container_id,
-                image_id=container.image_id,
-                exit_code=status.exit_code,
-                signal=status.signal,
-            )
-        )
-
-    def _forget_old(self) -> None:
-        ended = [key for key, value in self._containers.items() if value.ended.is_set()]
-        for key in ended[: max(0, len(ended) - self._config.max_remembered)]:
-            del self._containers[key]
-
-    # --- what operators may do to it --------------------------------------------------------
+    # --- what else is done to it --------------------------------------------------------------
 
     async def signal(self, container_id: int, signum: int) -> None:
         """Send a signal that the manifest lists.
 
-        Raises `UnknownItem`, `PolicyDenied` or `Conflict`.
+        Raises `UnknownItem`, `PolicyDenied`, `Conflict` or `RuntimeFailed`.
         """
         container = self.require(container_id)
-        allowed = container.start.image.signed.manifest.signals
+        allowed = container.manifest.signals
         if signum == 0 or signum not in allowed:
             raise PolicyDenied(
-                f"container {container_id}",
+                container.item,
                 "its manifest does not list this signal",
                 expected=", ".join(str(number) for number in allowed if number) or "none",
                 actual=signum,
             )
-        if container.running is None or container.state != "running":
-            raise Conflict(f"container {container_id}", "does not run", actual=container.state)
-        with seam(f"container {container_id}", "the runtime's signal"):
-            await container.running.signal(abs(signum), whole_group=signum < 0)
+        await self._send(container, self._require_running(container), signum)
+        self._emit_signalled(container, signum)
 
-    async def stop_all(self) -> None:
-        """Ask every container to end, and wait for at most `stop_timeout_s`.
+    async def _send(self, container: Container, running: RunningContainer, signum: int) -> None:
+        with seam(container.item, "the runtime's signal"):
+            await running.signal(abs(signum), whole_group=signum < 0)
 
-        What has not ended then is killed when `run` is cancelled.
+    def _emit_signalled(self, container: Container, signum: int) -> None:
+        self._host.emit(
+            ContainerSignalled(
+                container_id=container.container_id, image_id=container.image_id, signal=signum
+            )
+        )
+
+    async def invoke(self, container_id: int, invocation: Invocation) -> InvocationResult:
+        """Run an additional entry point in it.
+
+        Raises `UnknownItem`, `FormatError`, `PolicyDenied`, `Conflict`, `Busy`,
+        `RuntimeFailed`; `DeadlineExceeded` after `timeout_s`. Then, and when cancelled, the
+        command's process group is gone.
         """
-        alive = [one for one in self._containers.values() if not one.ended.is_set()]
-        with trio.move_on_after(self._config.stop_timeout_s):
-            async with trio.open_nursery() as nursery:
-                for container in alive:
-                    nursery.start_soon(self._stop, container)
+        container = self.require(container_id)
+        check_invocation(invocation)
+        running = self._require_running(container)
+        try:
+            # The runtime ends the command in time; this is for one that does not.
+            limit_s = invocation.timeout_s + CLEANUP_TIMEOUT_S
+            with (
+                deadline(container.item, "the runtime must end an invocation in time", limit_s),
+                seam(container.item, "the runtime's invoke"),
+            ):
+                result = await running.invoke(invocation)
+            require_type(result, InvocationResult, item=container.item)
+        except BaseException as error:
+            # Late or cancelled: it had to be killed. What is refused otherwise never ran.
+            if isinstance(error, DeadlineExceeded) or not isinstance(error, Refusal):
+                self._emit_invoked(container, invocation, None)
+            raise
+        self._emit_invoked(container, invocation, result)
+        return result
 
-    async def _stop(self, container: Container) -> None:
-        signals = container.start.image.signed.manifest.signals
-        first = signals[0] if signals and signals[0] else SIGTERM
-        if container.running is not None:
-            try:
-                with seam(container.image_id, "the runtime's signal"):
-                    await container.running.signal(abs(first), whole_group=first < 0)
-            except Refusal as error:
-                log.warning("stop failed", container_id=container.container_id, error=str(error))
-        await container.ended.wait()
+    def _emit_invoked(
+        self, container: Container, invocation: Invocation, result: InvocationResult | None
+    ) -> None:
+        self._host.emit(
+            ContainerInvoked(
+                container_id=container.container_id,
+                image_id=container.image_id,
+                entry_point=invocation.entry_point,
+                exit_code=None if result is None else result.status.exit_code,
+                signal=None if result is None else result.status.signal,
+            )
+        )
+
+    # --- what is shown ------------------------------------------------------------------------
 
     def require(self, container_id: int) -> Container:
         """Raises `UnknownItem`."""
@@ -349,17 +358,31 @@ class Containers:
         """In the order of starting."""
         return tuple(container.view() for container in self._containers.values())
 
+    def statuses(self) -> tuple[ContainerStatus, ...]:
+        """In the order of starting."""
+        return tuple(container.status() for container in self._containers.values())
 
-def missing_layers(image: AdmittedImage, admission: Admission, layers: Layers) -> tuple[str, ...]:
-    """What still keeps an image from starting: digests that are not here, and delegated
-    references that nothing resolves yet."""
-    missing = []
-    for reference in image.signed.manifest.layers:
-        try:
-            resolved = admission.resolver.layer(reference)
-        except Refusal:
-            missing.append(str(reference))
-            continue
-        if not layers.has(resolved.digest):
-            missing.append(str(resolved.digest))
-    return tuple(dict.fromkeys(missing))
+    def log_page(self, container_id: int, *, after: int, max_lines: int) -> LogPage:
+        """Raises `UnknownItem`."""
+        return self.require(container_id).log.page(after=after, max_lines=max_lines)
+
+    async def wait_for_log(self, container_id: int, *, after: int) -> None:
+        """Raises `UnknownItem`."""
+        await self.require(container_id).log.wait(after=after)
+
+    async def memory_bytes(self) -> dict[int, int]:
+        """Of those that run now and that the runtime can tell. Raises `RuntimeFailed`."""
+        ids = tuple(one.container_id for one in self._containers.values() if one.running)
+        with (
+            deadline("memory", "the runtime must tell it in time", MEMORY_TIMEOUT_S),
+            seam("memory", "the runtime's memory_bytes"),
+        ):
+            found = await self._runtime.memory_bytes(ids)
+        require_type(found, dict, item="memory")
+        return {number: found[number] for number in ids if number in found}
+
+    @staticmethod
+    def _require_running(container: Container) -> RunningContainer:
+        if container.running is None:
+            raise Conflict(container.item, "does not run", actual=container.state)
+        return container.running

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -120,6 +121,7 @@ def _identity(host: PluginHost, effective: str) -> str:
 
 def _run(config: Config, host: PluginHost) -> int:
     log = structlog.stdlib.get_logger("supervisor.daemon")
+    _raise_descriptor_limit()
     limit = _ShutdownLimit()
     try:
         with held(Path(config.runtime_dir)):
@@ -135,6 +137,15 @@ def _run(config: Config, host: PluginHost) -> int:
         limit.disarm()
     log.info("stopped")
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as we may have: a container holds about five while it runs, and
+    the usual soft limit of 1024 is there for programs that use select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    log = structlog.stdlib.get_logger("supervisor.daemon")
+    log.info("descriptors", limit=hard, limit_before=soft)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -100,18 +100,53 @@ class ContainerStarting(msgspec.Struct, frozen=True, kw_only=True, tag="containe
 
 
 class ContainerStarted(msgspec.Struct, frozen=True, kw_only=True, tag="container.started"):
+    """A program runs; `restarts` counts how often this container was started again."""
+
     container_id: int
     image_id: str
     pid: int
+    restarts: int
 
 
 class ContainerExited(msgspec.Struct, frozen=True, kw_only=True, tag="container.exited"):
-    """The container's first process ended: exit status, or the signal that killed it."""
+    """The container's first process ended: exit status, or the signal that killed it.
+
+    `out_of_memory`: the kernel killed something in it for its memory limit.
+    """
 
     container_id: int
     image_id: str
     exit_code: int | None
     signal: int | None
+    out_of_memory: bool
+
+
+class ContainerSignalled(msgspec.Struct, frozen=True, kw_only=True, tag="container.signalled"):
+    """A client had a signal sent that the manifest lists; negative: to the process group."""
+
+    container_id: int
+    image_id: str
+    signal: int
+
+
+class ContainerInvoked(msgspec.Struct, frozen=True, kw_only=True, tag="container.invoked"):
+    """A client's call of an additional entry point has ended; neither: it had to be killed."""
+
+    container_id: int
+    image_id: str
+    entry_point: str
+    exit_code: int | None
+    signal: int | None
+
+
+class PredecessorEnded(msgspec.Struct, frozen=True, kw_only=True, tag="predecessor.ended"):
+    """A supervisor that was killed had left containers behind; they were ended at this start.
+
+    `containers` are ids of the predecessor's counting.
+    """
+
+    containers: tuple[str, ...]
+    processes: int
 
 
 class Sealed(msgspec.Struct, frozen=True, kw_only=True, tag="sealed"):
@@ -150,6 +185,9 @@ Event: TypeAlias = (
     | LayerProgress
     | ContainerStarted
     | ContainerExited
+    | ContainerSignalled
+    | ContainerInvoked
+    | PredecessorEnded
     | Sealed
     | EvidenceServed
     | MeasurementStopped

@@ -24,11 +24,12 @@ import pluggy
 if TYPE_CHECKING:
     import trio
 
+    from supervisor.container_seams import ContainerRuntime
     from supervisor.events import ContainerStarting, Event, ImageAdmitting, LayerFetched
     from supervisor.formats.delegation import AliasStatement
     from supervisor.formats.signature import SignedManifest
     from supervisor.operations import ContainerOperations, Operations
-    from supervisor.seams import ContainerRuntime, LayerStore, QuoteSource, Registers
+    from supervisor.seams import LayerStore, QuoteSource, Registers
     from supervisor.verdicts import Allow, Deny
 
 PROJECT = "supervisor"

@@ -14,7 +14,7 @@ from typing import Annotated, Protocol, TypeAlias, runtime_checkable
 import msgspec
 
 from supervisor.formats.digest import Digest
-from supervisor.proofs import StartReceipt, StoredLayer, VerifiedLayer
+from supervisor.proofs import StoredLayer, VerifiedLayer
 
 # Bytes; what JSON's integers hold exactly.
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
@@ -120,9 +120,15 @@ class IdMap(msgspec.Struct, frozen=True, kw_only=True):
 class Rootfs(Protocol):
     """A mounted root for one container."""
 
-    @property
-    def path(self) -> Path:
-        """Where it is mounted, in the supervisor's mount namespace."""
+    def attach(self, target: Path) -> None:
+        """Make it visible at `target`, an empty folder. Blocks (call it in a thread).
+
+        For the moment of a start only: between starts it is visible nowhere, so that no
+        mount of one container is in the way of another's start. Raises `OSError`.
+        """
+
+    def detach(self) -> None:
+        """Take it away again; what was written in it stays. Blocks. Idempotent, never raises."""
 
     async def close(self) -> None:
         """Unmount and free. Idempotent, never raises, shielded inside."""
@@ -162,58 +168,3 @@ class LayerStore(Protocol):
         writable: bool,
     ) -> Rootfs:
         """A root of its own for one container, lowest layer first, seen through `id_map`."""
-
-
-# --- containers -----------------------------------------------------------------------------
-
-
-class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a runtime must know to run one container."""
-
-    container_id: int
-    image_id: str
-    root: Path
-    argv: tuple[str, ...]
-    environment: tuple[str, ...]  # NAME=VALUE
-    working_dir: str
-    id_map: IdMap
-    writable_root: bool
-    no_new_privileges: bool
-    log_fds: tuple[int, ...]
-    socket_path: Path  # a listening Unix socket, to appear as /run/acon.sock
-
-
-class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Exactly one of the two is set."""
-
-    exit_code: int | None = None
-    signal: int | None = None
-
-
-@runtime_checkable
-class RunningContainer(Protocol):
-    """A container that was started. `destroy` must be called, also after it exited."""
-
-    @property
-    def pid(self) -> int:
-        """Of its first process, in the supervisor's pid namespace."""
-
-    async def wait(self) -> ExitStatus:
-        """Until the first process has ended. May be called more than once."""
-
-    async def signal(self, signum: int, *, whole_group: bool) -> None:
-        """Send a signal to pid 1 of the container or to its whole process group."""
-
-    async def destroy(self) -> None:
-        """Kill what is left, remove cgroup and runtime state. Idempotent, bounded, never raises."""
-
-
-@runtime_checkable
-class ContainerRuntime(Protocol):
-    """Runs containers with a real OCI runtime."""
-
-    async def start(self, spec: ContainerSpec, receipt: StartReceipt) -> RunningContainer:
-        """Start what `receipt` says was measured. Raises `RuntimeFailed` with the runtime's words.
-
-        When it raises or is cancelled nothing of the container is left.
-        """

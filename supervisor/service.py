@@ -18,12 +18,15 @@ from typing import NamedTuple, TypeVar
 import structlog
 import trio
 
+from supervisor.acon_report import AconReports
 from supervisor.admission import Admission
+from supervisor.attestation import AttestationRoom
 from supervisor.config import Config, config_digest_sha384, effective_config
 from supervisor.container import Container
+from supervisor.container_seams import ContainerRuntime, Invocation, InvocationResult
 from supervisor.container_socket import prepare_socket_dir
 from supervisor.container_voice import ContainerVoice
-from supervisor.containers import Containers, missing_layers
+from supervisor.containers import Containers
 from supervisor.errors import (
     ConfigError,
     FormatError,
@@ -35,7 +38,6 @@ from supervisor.evidence import EvidenceMaker
 from supervisor.formats.digest import Digest
 from supervisor.formats.event_log import assemble_log
 from supervisor.formats.log_events import StartEvent
-from supervisor.formats.status import ContainerStatus, ImageStatus, Status, encode_status
 from supervisor.journal import Journal
 from supervisor.layer_uses import LayerUses
 from supervisor.layers import Layers
@@ -45,13 +47,14 @@ from supervisor.operations import (
     AdmissionResult,
     ContainerView,
     ImageView,
+    LogPage,
     ManifestUpload,
 )
 from supervisor.ordered_tasks import container_tasks, observers, ordered_task
 from supervisor.plugin_host import PluginHost
+from supervisor.proven_quotes import ProvenQuotes
 from supervisor.seam_guard import deadline, require_seam, require_type, seam
 from supervisor.seams import (
-    ContainerRuntime,
     LayerSource,
     LayerStore,
     LayerUpload,
@@ -59,6 +62,8 @@ from supervisor.seams import (
     Registers,
 )
 from supervisor.shared_transfers import SharedTransfers
+from supervisor.starting import missing_layers
+from supervisor.status_maker import StatusMaker
 
 T = TypeVar("T")
 # How long a plugin may take to clean up before that is said; acond itself ends soon after.
@@ -84,12 +89,16 @@ class Supervisor:
         layers: Layers,
         containers: Containers,
         evidence: EvidenceMaker,
+        acon_reports: AconReports,
+        status_maker: StatusMaker,
     ) -> None:
         self._measurement = measurement
         self._admission = admission
         self._layers = layers
         self._containers = containers
         self._evidence = evidence
+        self._acon_reports = acon_reports
+        self._status_maker = status_maker
 
     async def admit(self, group: Sequence[ManifestUpload]) -> AdmissionResult:
         before = {image.image_id for image in self._admission.images()}
@@ -126,16 +135,23 @@ class Supervisor:
     async def signal(self, container_id: int, signum: int) -> None:
         await self._containers.signal(container_id, signum)
 
+    async def restart(self, container_id: int, *, timeout_s: float) -> None:
+        await self._containers.restart(container_id, timeout_s=timeout_s)
+
+    async def invoke(self, container_id: int, invocation: Invocation) -> InvocationResult:
+        return await self._containers.invoke(container_id, invocation)
+
+    def log_page(self, container_id: int, *, after: int, max_lines: int) -> LogPage:
+        return self._containers.log_page(container_id, after=after, max_lines=max_lines)
+
+    async def wait_for_log(self, container_id: int, *, after: int) -> None:
+        await self._containers.wait_for_log(container_id, after=after)
+
+    async def memory_bytes(self) -> dict[int, int]:
+        return await self._containers.memory_bytes()
+
     def images(self) -> tuple[ImageView, ...]:
-        return tuple(
-            ImageView(
-                image_id=image.image_id,
-                names=image.signed.manifest.self_aliases,
-                executable=image.signed.manifest.is_executable,
-                missing_layers=missing_layers(image, self._admission, self._layers),
-            )
-            for image in self._admission.images()
-        )
+        return self._status_maker.images()
 
     def manifest(self, image_id: str) -> ManifestUpload:
         signed = self._admission.require(image_id).signed
@@ -149,40 +165,13 @@ class Supervisor:
         return self._containers.views()
 
     def status(self) -> bytes:
-        halted = self._measurement.halted
-        return encode_status(
-            Status(
-                sealed=self._admission.sealed,
-                measurement="ok" if halted is None else f"halted: {halted}",
-                images=tuple(
-                    ImageStatus(
-                        image_id=view.image_id,
-                        names=view.names,
-                        executable=view.executable,
-                        missing_layers=view.missing_layers,
-                    )
-                    for view in self.images()
-                ),
-                containers=tuple(
-                    ContainerStatus(
-                        container_id=view.container_id,
-                        image_id=view.image_id,
-                        state=view.state,
-                        exit_code=view.exit_code,
-                        signal=view.signal,
-                        start_event_digest_sha384=view.start_event_digest_sha384,
-                    )
-                    for view in self.containers()
-                ),
-                notes=self._measurement.notes,
-            )
-        )
+        return self._status_maker.encoded()
 
     async def evidence(self, nonce: bytes) -> bytes:
         return await self._evidence.make(nonce)
 
     async def acon_report(self, requestor_nonce: bytes, *, want_quote: bool) -> AconReport:
-        return await self._evidence.acon_report(requestor_nonce, want_quote=want_quote)
+        return await self._acon_reports.make(requestor_nonce, want_quote=want_quote)
 
 
 async def run_supervisor(
@@ -319,13 +308,17 @@ async def _assemble(
     socket_dir = Path(config.runtime_dir, "sockets")
     prepare_socket_dir(socket_dir)
     serve = host.implementations("serve_container")
+    room = AttestationRoom()
 
     async def serve_socket(listener: trio.SocketListener, container: Container) -> None:
-        voice = ContainerVoice(container, evidence)
-        if serve:
-            await serve[0][1](listener, voice, trio.TASK_STATUS_IGNORED)
-        else:
-            await trio.sleep_forever()
+        voice = ContainerVoice(container, evidence=evidence, acon_reports=acon_reports, room=room)
+        try:
+            if serve:
+                await serve[0][1](listener, voice, trio.TASK_STATUS_IGNORED)
+            else:
+                await trio.sleep_forever()
+        finally:
+            voice.close()
 
     containers = Containers(
         admission=admission,
@@ -338,15 +331,25 @@ async def _assemble(
         socket_dir=socket_dir,
         serve_socket=serve_socket,
     )
+    status_maker = StatusMaker(
+        measurement=measurement,
+        admission=admission,
+        layers=layers,
+        containers=containers,
+        runtime_notes=_notes(runtime),
+    )
 
+    proven_quotes = ProvenQuotes(measurement=measurement, quotes=quotes, config=config.evidence)
+    acon_reports = AconReports(
+        measurement=measurement, quotes=proven_quotes, status=status_maker.status
+    )
     evidence = EvidenceMaker(
         measurement=measurement,
         host=host,
-        quotes=quotes,
+        quotes=proven_quotes,
         boot_log=boot_log,
         effective_config=effective,
-        status=lambda: supervisor.status(),
-        config=config.evidence,
+        status=status_maker.encoded,
     )
     supervisor = Supervisor(
         measurement=measurement,
@@ -354,8 +357,20 @@ async def _assemble(
         layers=layers,
         containers=containers,
         evidence=evidence,
+        acon_reports=acon_reports,
+        status_maker=status_maker,
     )
     return _Service(supervisor, containers, transfers)
+
+
+def _notes(runtime: ContainerRuntime) -> tuple[str, ...]:
+    item = "container runtime"
+    with seam(item, "its notes"):
+        notes = runtime.notes
+    require_type(notes, tuple, item=item)
+    for note in notes:
+        require_type(note, str, item=item)
+    return notes
 
 
 async def _boot_log(quotes: QuoteSource, timeout_s: float) -> bytes | None:

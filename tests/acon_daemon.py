@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,7 +13,15 @@ import trio
 from acon_helpers import Acon, MakeLayout, Signer, tar_of
 from http_fakes import FakeOperations, served
 
-from supervisor import AdmissionResult, Denied, ImageView, LayerSource, ManifestUpload
+from acon.client import Client
+from supervisor import (
+    AdmissionResult,
+    ContainerView,
+    Denied,
+    ImageView,
+    LayerSource,
+    ManifestUpload,
+)
 from supervisor.formats.delegation import resolve_layers, statements_of
 from supervisor.formats.digest import Digest
 from supervisor.formats.errors import DelegationUnresolved
@@ -28,6 +36,8 @@ from supervisor.formats.evidence import (
 from supervisor.formats.launch_policy import require_admissible
 from supervisor.formats.signature import SignedManifest, verify_signed_manifest
 
+Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
 
 class Remembering(FakeOperations):
     """Admits what is really signed and accepted, and knows which layers came.
@@ -39,6 +49,9 @@ class Remembering(FakeOperations):
         super().__init__()
         self.admitted: list[SignedManifest] = []
         self.may_fetch = False
+        self.more_images: tuple[ImageView, ...] = ()  # as if they had been admitted
+        self.known: tuple[ContainerView, ...] = super().containers()
+        self.log_awaited = trio.Event()
 
     async def fetch_layer(self, expected: Digest, source: LayerSource) -> None:
         if not self.may_fetch:
@@ -75,7 +88,24 @@ class Remembering(FakeOperations):
                     missing_layers=tuple(missing),
                 )
             )
-        return tuple(views)
+        return (*views, *self.more_images)
+
+    def manifest(self, image_id: str) -> ManifestUpload:
+        for image in self.admitted:
+            if str(image.image_id) == image_id:
+                return ManifestUpload(
+                    manifest=image.manifest_bytes,
+                    signature=image.signature,
+                    certificate_der=image.certificate_der,
+                )
+        return super().manifest(image_id)
+
+    def containers(self) -> tuple[ContainerView, ...]:
+        return self.known
+
+    async def wait_for_log(self, container_id: int, *, after: int) -> None:
+        self.log_awaited.set()
+        await super().wait_for_log(container_id, after=after)
 
     async def evidence(self, nonce: bytes) -> bytes:
         await super().evidence(nonce)
@@ -113,7 +143,8 @@ class Daemon:
         self._acon = acon
 
     async def acon(self, *words: object) -> int:
-        command = [*words, "--socket", self.socket]
+        # Not at the end: what stands there may be for a container's own command.
+        command = [words[0], "--socket", self.socket, *words[1:]]
         return await trio.to_thread.run_sync(lambda: self._acon(*command))
 
 
@@ -127,6 +158,21 @@ async def running_daemon(tmp_path: Path, acon: Acon) -> AsyncIterator[Daemon]:
             yield Daemon(operations, socket, acon)
     finally:
         structlog.reset_defaults()
+
+
+@asynccontextmanager
+async def daemon_that(handler: Handler, folder: Path) -> AsyncIterator[Client]:
+    """A client of a server that does with each connection what `handler` does."""
+    path = folder / "odd.sock"
+    sock = trio.socket.socket(trio.socket.AF_UNIX)
+    with sock:
+        await sock.bind(str(path))
+        sock.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, handler, [trio.SocketListener(sock)])
+            async with Client.over_socket(path) as client:
+                yield client
+            nursery.cancel_scope.cancel()
 
 
 class Bundles:

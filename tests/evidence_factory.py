@@ -26,6 +26,7 @@ from plugins.tdx_sim import collateral as sim_collateral
 from plugins.tdx_sim import firmware, platform_identity
 from plugins.tdx_sim.pki import SimPki
 from supervisor.formats import canonical_json
+from supervisor.formats.base64_text import to_base64
 from supervisor.formats.delegation import AliasStatement, resolve_layers, statements_of
 from supervisor.formats.event_log import (
     LogRecord,
@@ -43,7 +44,6 @@ from supervisor.formats.evidence import (
     encode_evidence,
     report_data_for,
     request_leaf,
-    to_base64,
 )
 from supervisor.formats.log_events import (
     AdmitImagesEvent,

@@ -21,9 +21,13 @@ from supervisor import (
     ContainerView,
     DigestMismatch,
     Event,
+    ExitStatus,
     ImageView,
+    Invocation,
+    InvocationResult,
     LayerSource,
     LayerUpload,
+    LogPage,
     ManifestUpload,
     PluginContext,
     Refusal,
@@ -31,12 +35,20 @@ from supervisor import (
     UnknownItem,
     Untrusted,
 )
+from supervisor.container_log import ContainerLog
 from supervisor.formats.digest import Digest, digest_of
-from supervisor.formats.status import ContainerStatus, ImageStatus, Status, encode_status
+from supervisor.formats.status import (
+    AttestationData,
+    ContainerStatus,
+    ImageStatus,
+    Status,
+    encode_status,
+)
 
 IMAGE_ID = f"sha384/{'a' * 96}/{'b' * 96}"
 START_DIGEST = "c" * 96
 LIMIT_BYTES = 4 << 20
+LOG_BYTES = 16 << 10
 
 
 class FakeUpload:
@@ -100,6 +112,19 @@ class FakeOperations:
         self.tell: Callable[[Event], Awaitable[None]] | None = None  # the served plugin's observer
         self.starts: list[tuple[str, tuple[str, ...]]] = []
         self.signals: list[tuple[int, int]] = []
+        self.restarts: list[tuple[int, float]] = []
+        self.invocations: list[tuple[int, Invocation]] = []
+        self.invoking = 0
+        self.invoke_hold: trio.Event | None = None  # while set, `invoke` waits for it
+        self.result = InvocationResult(
+            status=ExitStatus(exit_code=3),
+            stdout=b"out\xff",
+            stderr=b"",
+            stdout_cut=True,
+            stderr_cut=False,
+        )
+        self.logs = {number: ContainerLog(kept_bytes=LOG_BYTES) for number in (1, 2)}
+        self.memory_asked = 0
         self.nonces: list[bytes] = []
         self.sealed = False
         self.refusal: Exception | None = None
@@ -201,6 +226,47 @@ class FakeOperations:
         self._check()
         self.signals.append((container_id, signum))
 
+    async def restart(self, container_id: int, *, timeout_s: float) -> None:
+        self._check()
+        self.restarts.append((container_id, timeout_s))
+
+    async def invoke(self, container_id: int, invocation: Invocation) -> InvocationResult:
+        self._check()
+        self.invocations.append((container_id, invocation))
+        self._count_invocations(1)
+        try:
+            if self.invoke_hold is not None:
+                await self.invoke_hold.wait()
+        finally:
+            self._count_invocations(-1)
+        return self.result
+
+    def _count_invocations(self, more: int) -> None:
+        self.invoking += more
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def wait_for_invocations(self, count: int) -> None:
+        """Until so many are under way."""
+        with trio.fail_after(5):
+            while self.invoking != count:
+                await self.changed.wait()
+
+    def log_page(self, container_id: int, *, after: int, max_lines: int) -> LogPage:
+        return self._log(container_id).page(after=after, max_lines=max_lines)
+
+    async def wait_for_log(self, container_id: int, *, after: int) -> None:
+        await self._log(container_id).wait(after=after)
+
+    def _log(self, container_id: int) -> ContainerLog:
+        if container_id not in self.logs:
+            raise UnknownItem(f"container {container_id}", "is not here")
+        return self.logs[container_id]
+
+    async def memory_bytes(self) -> dict[int, int]:
+        self.memory_asked += 1
+        return {1: 4096, 99: 1}
+
     def images(self) -> tuple[ImageView, ...]:
         return (
             ImageView(image_id=IMAGE_ID, names=("app:1",), executable=True, missing_layers=("x",)),
@@ -218,10 +284,18 @@ class FakeOperations:
             container_id=1,
             image_id=IMAGE_ID,
             state="running",
+            since="2026-01-02T03:04:05Z",
+            restarts=2,
+            restartable=True,
             pid=77,
             exit_code=None,
             signal=None,
+            out_of_memory=False,
             argv=("/app", "one"),
+            environment=("A=1",),
+            signals=(15,),
+            log_fds=(1, 2),
+            layers=(f"sha384/{'d' * 96}",),
             start_event_digest_sha384=START_DIGEST,
         )
         ended = msgspec.structs.replace(
@@ -267,11 +341,27 @@ class FakeOperations:
 
 
 class FakeContainer:
-    """One container's view."""
+    """One container's view. `refusal`, when set, is raised by its next call."""
 
     def __init__(self, container_id: int = 5) -> None:
         self.asked: list[tuple[bytes, str | None, bytes | None]] = []
+        self.said: list[AttestationData | None] = []
+        self.reports: list[tuple[bytes, AttestationData | None, bool]] = []
+        self.report = AconReport(
+            data=b"\x01\x00\xff",
+            attestation_data='{"api_version":"1.0.0"}',
+            rtmr_index=3,
+            log_lines=("line one", "line two"),
+        )
+        self.refusal: Exception | None = None
+        self.hold: trio.Event | None = None  # while set, `evidence` and reports wait for it
         self._container_id = container_id
+
+    async def _check(self) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.refusal is not None:
+            raise self.refusal
 
     @property
     def container_id(self) -> int:
@@ -284,8 +374,21 @@ class FakeContainer:
     async def evidence(
         self, nonce: bytes, *, public_key_sha384: str | None, user_data: bytes | None
     ) -> bytes:
+        await self._check()
         self.asked.append((nonce, public_key_sha384, user_data))
         return b'{"container":%d}' % self._container_id
+
+    def set_attestation_data(self, data: AttestationData | None) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.said.append(data)
+
+    async def acon_report(
+        self, requestor_nonce: bytes, data: AttestationData | None, *, want_quote: bool
+    ) -> AconReport:
+        await self._check()
+        self.reports.append((requestor_nonce, data, want_quote))
+        return self.report
 
 
 def plugin(config: Settings, folder: Path) -> HttpApi:
@@ -311,6 +414,27 @@ async def served(
     async with trio.open_nursery() as nursery:
         await nursery.start(api.serve, operations)
         yield socket
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def listening(path: Path) -> AsyncIterator[trio.SocketListener]:
+    sock = trio.socket.socket(trio.socket.AF_UNIX)
+    with sock:
+        await sock.bind(str(path))
+        sock.listen(64)
+        yield trio.SocketListener(sock)
+
+
+@asynccontextmanager
+async def container_served(
+    container: FakeContainer, folder: Path, api: HttpApi | None = None, **settings: object
+) -> AsyncIterator[Path]:
+    api = api or plugin(msgspec.convert(settings, Settings), folder)
+    path = folder / f"{container.container_id}.sock"
+    async with listening(path) as listener, trio.open_nursery() as nursery:
+        await nursery.start(api.serve_container, listener, container)
+        yield path
         nursery.cancel_scope.cancel()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from inside_rig import compile_tries
 from integration_images import Image, ImageMaker
 from integration_machine import Machine, machine_in
 
@@ -48,3 +49,9 @@ def machine(dark_machine: Machine) -> Machine:
     """A software TD that runs; the daemon is the test's to start."""
     dark_machine.power_on()
     return dark_machine
+
+
+@pytest.fixture(scope="session")
+def tries_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A static program that tries everything; see `inside/tries.c`."""
+    return compile_tries(tmp_path_factory.mktemp("tries"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from acon import cli
 from acon.bundle import Bundle
@@ -24,6 +27,7 @@ import oci
 BUSYBOX = Path("/bin/busybox")
 # What the scripts use; each is a link to busybox.
 APPLETS = ("sh", "sleep", "cat", "id", "find", "dd", "mv", "true", "test")
+ENTRYPOINT = ("/bin/sh", "/app/main.sh")
 FOLDERS = ("bin", "dev", "proc", "tmp", "run", "shared", "app")
 
 # Runs until it is asked to end, and then ends well.
@@ -32,6 +36,15 @@ trap 'exit 0' TERM
 echo "uid $(id -u)" > /tmp/ready.new; mv /tmp/ready.new /tmp/ready
 while :; do sleep 1 & wait $!; done
 """
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file in an image's upper layer."""
+
+    content: bytes
+    mode: int = 0o755
+    uid: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,17 +83,26 @@ class ImageMaker:
             self._signers[name] = key, certificate
         return self._signers[name]
 
-    def layout(self, name: str, script: str, *, ballast: bytes = b"") -> str:
+    def layout(
+        self,
+        name: str,
+        script: str,
+        *,
+        ballast: bytes = b"",
+        files: Mapping[str, ImageFile] = MappingProxyType({}),
+        entrypoint: tuple[str, ...] = ENTRYPOINT,
+        env: tuple[str, ...] = ("PATH=/bin",),
+    ) -> str:
         """An OCI layout with one image that runs `script`; returns how `acon` is told of it."""
         directory = self.folder / "layouts" / name
-        files = {"app/main.sh": script.encode()}
+        files = {"app/main.sh": ImageFile(script.encode()), **files}
         if ballast:
-            files["app/ballast"] = ballast
+            files["app/ballast"] = ImageFile(ballast)
         oci.write_layout(
             directory,
             tag="1",
             layers=[self._base, oci.pack(_tar_of(files))],
-            process=oci.Process(entrypoint=("/bin/sh", "/app/main.sh"), env=("PATH=/bin",)),
+            process=oci.Process(entrypoint=entrypoint, env=env),
         )
         return f"oci:{directory}:1"
 
@@ -92,13 +114,24 @@ class ImageMaker:
         signer: str = "owner",
         options: tuple[str, ...] = ("--signal", "15", "--max-instances", "0"),
         ballast: bytes = b"",
+        files: Mapping[str, ImageFile] = MappingProxyType({}),
+        entrypoint: tuple[str, ...] = ENTRYPOINT,
+        env: tuple[str, ...] = ("PATH=/bin",),
+        fields: Mapping[str, object] = MappingProxyType({}),
     ) -> Image:
-        """A signed image that may share the TD with all others."""
+        """A signed image that may share the TD with all others.
+
+        `fields` are the manifest's for which `acon image convert` has no option.
+        """
         bundle = self.folder / "bundles" / name
         key, certificate = self.signer(signer)
-        source = self.layout(name, script, ballast=ballast)
+        source = self.layout(
+            name, script, ballast=ballast, files=files, entrypoint=entrypoint, env=env
+        )
         convert = ["image", "convert", source, "-o", bundle, "--name", f"{name}:1", *options]
         _run(*convert)
+        manifest = bundle / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **fields}))
         _run("image", "sign", bundle, "--key", key, "--cert", certificate)
         return Image(name, Bundle(bundle))
 
@@ -148,11 +181,11 @@ def _base_tar() -> bytes:
     return out.getvalue()
 
 
-def _tar_of(files: dict[str, bytes]) -> bytes:
+def _tar_of(files: Mapping[str, ImageFile]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, content in files.items():
+        for name, file in files.items():
             info = tarfile.TarInfo(name)
-            info.mode, info.size = 0o755, len(content)
-            archive.addfile(info, io.BytesIO(content))
+            info.mode, info.size, info.uid = file.mode, len(file.content), file.uid
+            archive.addfile(info, io.BytesIO(file.content))
     return out.getvalue()

@@ -22,12 +22,14 @@ import trio
 from integration_images import Image, layers_of, upload_of
 
 from acon.client import Client
-from plugins.oci_runtime.cgroups import MOUNTINFO, hierarchies
+from acon.container_client import Occurrence
+from plugins.oci_runtime.hierarchies import MOUNTINFO, visible_hierarchies
 from plugins.tdx_sim.client import SimRegisters
 from plugins.tdx_sim.collateral import issue
 from plugins.tdx_sim.pki import ensure_pki
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.event_log import LogRecord, replay, split_log
-from supervisor.formats.evidence import Evidence, decode_evidence, from_base64
+from supervisor.formats.evidence import Evidence, decode_evidence
 from supervisor.formats.status import Status
 from supervisor.operations import ContainerView, ImageView
 from verifier import Verdict, parse_policy, policy_from_evidence, verify
@@ -239,6 +241,15 @@ class Machine:
     def status(self) -> Status:
         return self.ask(lambda client: client.status())
 
+    def events(self) -> list[Occurrence]:
+        """What this daemon has told of itself since it began."""
+
+        async def work(client: Client) -> list[Occurrence]:
+            async with client.events() as happened:
+                return [one async for one in happened if isinstance(one, Occurrence)]
+
+        return self.ask(work)
+
     def seal(self) -> None:
         self.ask(lambda client: client.seal())
 
@@ -316,10 +327,8 @@ class Machine:
         instance = hashlib.sha256(
             str(self.runtime_dir / "plugins" / "oci_runtime").encode()
         ).hexdigest()[:12]
-        roots = hierarchies(MOUNTINFO.read_text())
-        return [
-            root / f"acond-{instance}" for root in roots if (root / f"acond-{instance}").is_dir()
-        ]
+        groups = [one.mount_point / f"acond-{instance}" for one in visible_hierarchies()]
+        return [group for group in groups if group.is_dir()]
 
     def mounts(self) -> list[str]:
         lines = MOUNTINFO.read_text().splitlines()

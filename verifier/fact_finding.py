@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.delegation import DelegationHop
-from supervisor.formats.evidence import Evidence, from_base64
+from supervisor.formats.evidence import Evidence
 from supervisor.formats.log_events import AdmitImagesEvent, StartContainerEvent
 from supervisor.formats.signature import SignedManifest
-from supervisor.formats.status import Status
+from supervisor.formats.status import Status, attestation_data_bytes
 from verifier.facts import (
+    AttestationDataFact,
     BaseFact,
     ComponentFact,
     Facts,
@@ -162,6 +164,11 @@ def _image(entry: LogEntry, image_id: str, signed: SignedManifest | None) -> Ima
 
 def _start(entry: LogEntry, event: StartContainerEvent, status: Status) -> StartFact:
     hops = {delegation.index: delegation.hops for delegation in event.delegations}
+    containers = [
+        container
+        for container in running(status)
+        if container.start_event_digest_sha384 == entry.digest_sha384
+    ]
     return StartFact(
         position=entry.position,
         digest_sha384=entry.digest_sha384,
@@ -172,10 +179,15 @@ def _start(entry: LogEntry, event: StartContainerEvent, status: Status) -> Start
             LayerFact(index=index, digest=digest, delegation=_hops(hops.get(index, ())))
             for index, digest in enumerate(event.layers)
         ),
-        container_ids=tuple(
-            container.container_id
-            for container in running(status)
-            if container.start_event_digest_sha384 == entry.digest_sha384
+        container_ids=tuple(container.container_id for container in containers),
+        attestation_data=tuple(
+            AttestationDataFact(
+                container_id=container.container_id,
+                kind=container.attestation_data.kind,
+                data=attestation_data_bytes(container.attestation_data, item="attestation data"),
+            )
+            for container in containers
+            if container.attestation_data is not None
         ),
     )
 

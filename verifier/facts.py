@@ -28,6 +28,15 @@ class LayerFact(msgspec.Struct, frozen=True, kw_only=True):
     delegation: tuple[HopFact, ...] = ()
 
 
+class AttestationDataFact(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running program lets evidence say of itself. Its words: nobody checked them, but
+    no other container could have said them. `data` of kind "text" is UTF-8."""
+
+    container_id: int
+    kind: str
+    data: bytes
+
+
 class StartFact(msgspec.Struct, frozen=True, kw_only=True):
     """A measured permission to run: this image, with these layers, arguments, environment."""
 
@@ -38,6 +47,7 @@ class StartFact(msgspec.Struct, frozen=True, kw_only=True):
     environment: tuple[str, ...]
     layers: tuple[LayerFact, ...]
     container_ids: tuple[int, ...]  # of the containers running now under this permission
+    attestation_data: tuple[AttestationDataFact, ...]  # of those that say something
 
 
 class ImageFact(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import msgspec
 from cryptography import x509
 
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.errors import Untrusted
-from supervisor.formats.evidence import EvidenceImage, from_base64
+from supervisor.formats.evidence import EvidenceImage
 from supervisor.formats.references import split_alias
 from supervisor.formats.signature import SignedManifest, verify_signed_manifest
 from verifier.policy import ImageEntry

@@ -7,9 +7,10 @@ from typing import Literal
 
 from cryptography import x509
 
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.delegation import resolve_layers, statements_of
 from supervisor.formats.errors import FormatError, Untrusted
-from supervisor.formats.evidence import Evidence, decode_evidence, from_base64
+from supervisor.formats.evidence import Evidence, decode_evidence
 from supervisor.formats.quote import Quote, parse_quote
 from supervisor.formats.references import DelegatedReference, split_alias
 from supervisor.formats.signature import SignedManifest

@@ -10,7 +10,14 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from verifier.facts import Facts, ImageFact, LayerFact, StartFact, SupervisorFact
+from verifier.facts import (
+    AttestationDataFact,
+    Facts,
+    ImageFact,
+    LayerFact,
+    StartFact,
+    SupervisorFact,
+)
 from verifier.headline import headline, to_believe
 from verifier.inert_text import inert
 from verifier.verdict import Check, Outcome, Verdict
@@ -158,6 +165,14 @@ def _start(page: _Page, start: StartFact) -> None:
             _delegated(page, layer)
         elif page.details:
             page.quote(layer.digest, indent=7, label=f"layer {layer.index} ")
+    for said in start.attestation_data:
+        _said_of_itself(page, said)
+
+
+def _said_of_itself(page: _Page, said: AttestationDataFact) -> None:
+    page.say(f"container {said.container_id} says of itself, which nobody checked:", indent=5)
+    shown = said.data.decode() if said.kind == "text" else said.data.hex()
+    page.quote(shown, indent=5, label=f"{said.kind:8}")
 
 
 def _delegated(page: _Page, layer: LayerFact) -> None:

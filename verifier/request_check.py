@@ -6,6 +6,7 @@ import hashlib
 
 import msgspec
 
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.errors import FormatError
 from supervisor.formats.evidence import (
     EVIDENCE_FORMAT,
@@ -13,7 +14,6 @@ from supervisor.formats.evidence import (
     MIN_NONCE_BYTES,
     Evidence,
     RequestContainer,
-    from_base64,
     request_leaf,
 )
 from supervisor.formats.merkle import NODE_BYTES, verify_inclusion

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.errors import FormatError
-from supervisor.formats.evidence import Evidence, decode_evidence, from_base64
+from supervisor.formats.evidence import Evidence, decode_evidence
 from supervisor.formats.status import decode_status
 from supervisor.formats.td_body import TdBody
 from verifier.base_check import check_base, check_boot_log

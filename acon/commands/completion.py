@@ -6,6 +6,20 @@ import argparse
 
 from acon.arguments import SubParsers, add_command
 
+# What shells call for an `ID`; a daemon that is not there offers nothing.
+_CONTAINERS = {
+    "bash": """\
+_acon_containers() {
+  compgen -W "$(acon ps --quiet 2>/dev/null)" -- "$1"
+}""",
+    "zsh": """\
+_acon_containers() {
+  local -a numbers
+  numbers=(${(f)"$(acon ps --quiet 2>/dev/null)"})
+  compadd -a numbers
+}""",
+}
+
 
 def add_parser(sub: SubParsers) -> None:
     parser = add_command(
@@ -24,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
     from acon.cli import build_parser
     from acon.output import result
 
-    script = shtab.complete(build_parser(), shell=args.shell)
+    script = shtab.complete(build_parser(), shell=args.shell, preamble=_CONTAINERS[args.shell])
     result(args, {"shell": args.shell, "script": script}, script)
     return 0

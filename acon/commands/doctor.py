@@ -7,9 +7,11 @@ import argparse
 from acon.arguments import SubParsers, add_command
 
 _DETAILS = """\
-Tries things where trying is possible (as root) rather than reading version numbers.
+Tries things where trying is possible (as root) rather than reading version numbers: each
+runtime has to run a container as the daemon would, with its control groups, limits, user
+namespace and seccomp profile; of those that cannot it tells why.
 Exit code 1 if something is missing that containers need; what only real hardware
-offers is reported and does not count."""
+offers, and what the daemon can do without, is reported and does not count."""
 
 
 def add_parser(sub: SubParsers) -> None:

@@ -31,8 +31,9 @@ def add_parser(sub: SubParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from acon.files import read_bounded
     from acon.output import result
+    from supervisor.formats.base64_text import from_base64
     from supervisor.formats.event_log import extend, split_log
-    from supervisor.formats.evidence import MAX_EVIDENCE_BYTES, decode_evidence, from_base64
+    from supervisor.formats.evidence import MAX_EVIDENCE_BYTES, decode_evidence
     from supervisor.formats.log_events import StartEvent, decode_event
 
     evidence = decode_evidence(read_bounded(args.file, max_bytes=MAX_EVIDENCE_BYTES))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from acon.arguments import SubParsers, add_command
+from acon.arguments import SubParsers, add_command, add_container
+from acon.signals import parse_signal
+
+if TYPE_CHECKING:
+    from acon.client import Client
 
 
 def add_parser(sub: SubParsers) -> None:
@@ -17,30 +22,26 @@ def add_parser(sub: SubParsers) -> None:
         run=run,
         daemon=True,
     )
-    parser.add_argument("container_id", metavar="ID", type=int)
-    parser.add_argument("signum", metavar="N", type=_signal_number)
+    add_container(parser)
+    parser.add_argument("signum", metavar="N", type=parse_signal)
 
 
 def run(args: argparse.Namespace) -> int:
     from acon.daemon import converse
     from acon.output import result
 
-    converse(args, lambda client: client.signal(args.container_id, args.signum))
+    container_id = converse(args, lambda client: _signal(args, client))
     result(
         args,
-        {"container_id": args.container_id, "signal": args.signum},
-        f"container {args.container_id}: signal {args.signum} sent",
+        {"container_id": container_id, "signal": args.signum},
+        f"container {container_id}: signal {args.signum} sent",
     )
     return 0
 
 
-def _signal_number(text: str) -> int:
-    import signal
+async def _signal(args: argparse.Namespace, client: Client) -> int:
+    from acon.container_names import container_id_of
 
-    sign, name = (-1, text[1:]) if text.startswith("-") else (1, text)
-    if name.isdecimal():
-        return sign * int(name)
-    try:
-        return sign * signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"].value
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no signal") from None
+    container_id = await container_id_of(client, args.container)
+    await client.signal(container_id, args.signum)
+    return container_id

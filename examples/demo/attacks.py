@@ -11,12 +11,14 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import trio
-from images import GATEWAY_PORT
+from images import GATEWAY_PORT, INTERPRETER
+from images import PROGRAMS as PROGRAMS_DIR
 from machine import Machine
 from owners import PROGRAMS, Owners
 from relying_party import Channel, RelyingParty, fresh_nonce
@@ -32,12 +34,17 @@ from supervisor.operations import ManifestUpload
 PROXY_PORT = 18443
 WIDTH = 58
 MAX_TOLD = 120
+PATIENCE_S = 60
+SIXTH_EXPOSED = {"images.expected.entry", "images.unexpected"}
+# Inside there is no such thing, or it may not be made; the own socket knows no such call.
+REFUSALS = {"ENOENT", "EPERM", "EROFS", "404"}
 
 
 def perform(stage: Stage, owners: Owners, machine: Machine, relying_party: RelyingParty) -> None:
     attacks = Attacks(stage, owners, machine, relying_party)
     attacks.against_the_running_td()
     attacks.with_a_sixth_image()
+    attacks.from_inside()
     attacks.with_layers()
     attacks.with_another_supervisor()
     stage.say(f"  {attacks.count} attacks, none succeeded")
@@ -78,6 +85,13 @@ class Attacks:
             raise SceneFailed(f"{tried}: no failed check names {naming}: {failed}")
         named = f", naming {naming[:40]}" if naming else ""
         self._line(tried, f"verdict FAILED by {', '.join(sorted(checks))}{named}")
+
+    def failed_inside(self, tried: str, outcomes: list[str]) -> None:
+        """Each way must have been refused: by the kernel, or with an HTTP status."""
+        if not outcomes or not set(outcomes) <= REFUSALS:
+            raise SceneFailed(f"{tried}: {outcomes} were to be among {sorted(REFUSALS)}")
+        named = ", ".join(sorted(set(outcomes)))
+        self._line(tried, f"refused: {len(outcomes)} ways, each with {named}")
 
     def _line(self, tried: str, happened: str) -> None:
         self.count += 1
@@ -167,14 +181,17 @@ class Attacks:
         path.write_text(json.dumps(document))
         return path
 
-    def _by_another(self, name: str, signer: str) -> Path:
+    def _by_another(self, name: str, signer: str, **fields: object) -> Path:
         """A program like `audit`, under another name and signed by somebody else."""
         aliases = {"self": {".": [f"{name}:1"]}}
-        return self.owners.changed("audit", name, signer=signer, aliases=aliases)
+        return self.owners.changed("audit", name, signer=signer, aliases=aliases, **fields)
 
     def with_a_sixth_image(self) -> None:
         bundles = [self.owners.bundle("python-2"), *self.owners.all_bundles()]
-        sixth, program = self._by_another("sixth", "eve"), self._by_another("helper", "csp")
+        sockets = [str(self.stage.api), str(self.stage.td_socket)]
+        tries = [INTERPRETER, "-c", (PROGRAMS_DIR / "eve.py").read_text(), *sockets]
+        sixth = self._by_another("sixth", "eve", entrypoint=tries)
+        program = self._by_another("helper", "csp")
         self.machine.boot()
         self.admit(*bundles)
         tried = "a sixth image side-loaded before the seal"
@@ -196,10 +213,37 @@ class Attacks:
         evidence, nonce = self.outside_evidence("sixth-image")
         self.exposed(
             "the same among owners who do not reject it: admitted",
-            {"images.expected.entry", "images.unexpected"},
+            SIXTH_EXPOSED,
             self.relying_party.failed_checks(evidence, nonce),
             naming=str(Bundle(sixth).signed().image_id),
         )
+
+    def from_inside(self) -> None:
+        """Eve's image was admitted; now it runs, and is root in its container."""
+        self.machine.load([self.owners.bundle("sixth")])
+        self.machine.start(["sixth"])
+        outcomes = self._what_it_tried("sixth")
+        self.failed_inside("a program of eve's that writes to the register", outcomes["register"])
+        self.failed_inside("the same, giving orders to the supervisor", outcomes["management"])
+        # Nothing came of it: log and register agree, and only eve's image is too many.
+        evidence, nonce = self.outside_evidence("attacked-from-inside")
+        failed = set(self.relying_party.failed_checks(evidence, nonce))
+        running = self.stage.acon("ps", "--quiet").out.split()
+        if failed != SIXTH_EXPOSED or len(running) != 1:
+            raise SceneFailed(f"eve's program changed something: {sorted(failed)}, {running}")
+
+    def _what_it_tried(self, name: str) -> dict[str, list[str]]:
+        """By what it was after, how each way came out, as the program itself tells."""
+        deadline = time.monotonic() + PATIENCE_S
+        while "that is all" not in (told := self.stage.acon("logs", name).out):
+            if time.monotonic() > deadline:
+                raise SceneFailed(f"{name} was to tell what it tried, and told:\n{told}")
+            time.sleep(0.1)
+        outcomes: dict[str, list[str]] = {}
+        for line in told.splitlines():
+            way, _, outcome = line.partition("\t")
+            outcomes.setdefault(way, []).append(outcome)
+        return outcomes
 
     def with_layers(self) -> None:
         self.machine.boot()

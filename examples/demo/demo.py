@@ -15,12 +15,13 @@ import traceback
 from pathlib import Path
 
 import attacks
+import operating
 from images import GATEWAY_PORT
 from machine import Machine
 from owners import CLINIC, DELEGATING, PROGRAMS, Owners
 from registry import Registry
 from relying_party import RECORD, Channel, RelyingParty, fresh_nonce
-from stage import Argument, SceneFailed, Stage, interruptible
+from stage import Argument, SceneFailed, Stage, indented, interruptible
 
 # Says that a folder is an earlier demo's, and may be emptied for the next.
 MARK = ".attested-containers-demo"
@@ -75,8 +76,10 @@ def perform(stage: Stage, cache: Path) -> None:
     machine.boot()
     scene_operator(stage, owners, machine)
     scene_verdict(stage, relying_party, machine, version=2)
+    stage.scene("6. The operator looks after the containers, as far as their owners allow")
+    operating.perform(stage, machine, relying_party)
     scene_update(stage, owners, machine, relying_party)
-    stage.scene("8. Attacks: each is refused, or exposed by the verdict")
+    stage.scene("9. Attacks: each is refused, or exposed by the verdict")
     attacks.perform(stage, owners, machine, relying_party)
     machine.halt()
 
@@ -132,13 +135,13 @@ def scene_operator(stage: Stage, owners: Owners, machine: Machine) -> None:
     machine.load(load, show=True)
     stage.acon("seal", show=True)
     machine.start(PROGRAMS, show=True)
-    stage.say(_indented(stage.acon("ps").out))
+    stage.say(indented(stage.acon("ps", show=True).out))
 
 
 def scene_verdict(
     stage: Stage, relying_party: RelyingParty, machine: Machine, *, version: int
 ) -> None:
-    number, again = (5, "") if version == 2 else (7, ", with the same policy as before")
+    number, again = (5, "") if version == 2 else (8, ", with the same policy as before")
     stage.scene(
         f"{number}. The relying party verifies offline{again}, then sends a patient's record"
     )
@@ -149,7 +152,7 @@ def scene_verdict(
         evidence, nonce, *relying_party.speaking(channel), expect=0, show=True
     )
     (stage.out / f"verdict-python-{version}.txt").write_text(done.out)
-    stage.say(_indented(done.out if version == 2 else _in_short(done.out)))
+    stage.say(indented(done.out if version == 2 else _in_short(done.out)))
     status, body = channel.ask("POST", "/records", RECORD)
     channel.close()
     answer = json.loads(body)
@@ -170,17 +173,17 @@ def scene_verdict(
 
 def check_plan(stage: Stage, evidence: Path) -> None:
     """The register is what `acon plan` said before anything was booted."""
-    shown = stage.acon("log", "show", evidence, "--json").json()
+    found = operating.register(stage, evidence)
     planned = json.loads((stage.out / "plan.json").read_text())
-    if not isinstance(shown, dict) or shown["register"] != planned["rtmr3"]:
-        raise SceneFailed(f"planned {planned['rtmr3']}, but the log replays to {shown}")
+    if found != planned["rtmr3"]:
+        raise SceneFailed(f"planned {planned['rtmr3']}, but the log replays to {found}")
     stage.say(f"  RTMR[3] is what `acon plan` had said: {planned['rtmr3'][:32]}…")
 
 
 def scene_update(
     stage: Stage, owners: Owners, machine: Machine, relying_party: RelyingParty
 ) -> None:
-    stage.scene("6. The CSP updates the interpreter; the owners sign nothing")
+    stage.scene("7. The CSP updates the interpreter; the owners sign nothing")
     owners.vendor("python-3", 3, ["python:3", "python:2"], show=True)
     owners.publish("python-3", show=True)
     machine.boot()
@@ -197,10 +200,6 @@ def _in_short(verdict: str) -> str:
         line for line in lines if "LEFT TO SOMEONE" in line or line.lstrip().startswith("| is ")
     ]
     return "\n".join([*lines[: lines.index("")], "[…]", *left])
-
-
-def _indented(text: str) -> str:
-    return "\n".join("    " + line for line in text.rstrip().splitlines())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from layers import MERGED, Layer
 from oci import PackedLayer, Process, pack, write_layout
 
 PROGRAMS = Path(__file__).with_name("programs")
+# What a program in a container asks its supervisor with, for anybody to copy.
+INSIDE = Path(__file__).parents[1] / "inside" / "acon_inside.py"
+ENTRY_POINTS = "usr/lib/acon/entrypoint.d"
 BUILD_FILE = "usr/lib/python-build-id"
 INTERPRETER = "/usr/bin/python3"
 # Where the interpreter stands among an image's layers, counted from 0.
@@ -43,7 +46,8 @@ _UNUSED_STDLIB = ("ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tkin
 
 @dataclass(frozen=True)
 class Program:
-    """One of the five: its port, the peers that it calls, and files beside its own."""
+    """One of the five: its port, the peers that it calls, files beside its own, and commands
+    beside its program: those that begin with A to Z may be invoked by anybody."""
 
     name: str
     port: int
@@ -51,7 +55,9 @@ class Program:
     address: str = "127.0.0.1"
     files: tuple[str, ...] = ()
     extra_env: tuple[str, ...] = ()
+    entry_points: tuple[str, ...] = ()
     needs_openssl: bool = False
+    asks_supervisor: bool = False
 
     @property
     def environment(self) -> tuple[str, ...]:
@@ -79,7 +85,13 @@ PROGRAMS_OF_DEMO = (
     Program("intake", 18101, peers=("features",)),
     Program("features", 18102, peers=("model",)),
     Program("model", 18103, peers=("audit",), files=("weights.json",)),
-    Program("audit", 18104),
+    Program(
+        "audit",
+        18104,
+        extra_env=("CONTAINER_SOCKET=/run/acon.sock", "TRAIL_FILE=/tmp/trail"),
+        entry_points=("Count", "forget"),
+        asks_supervisor=True,
+    ),
 )
 
 
@@ -182,10 +194,15 @@ def openssl_layer(cache: Path, *, beside: list[Path]) -> Layer:
 
 
 def program_layer(program: Program) -> Layer:
-    """`/app` with the program, what all of them share, and its data."""
+    """`/app` with the program, what all of them share, and its data; its further commands."""
     layer = Layer()
     for name in (f"{program.name}.py", "service.py", *program.files):
         layer.add_file(f"app/{name}", (PROGRAMS / name).read_bytes())
+    if program.asks_supervisor:
+        layer.add_file(f"app/{INSIDE.name}", INSIDE.read_bytes())
+    for name in program.entry_points:
+        content = (PROGRAMS / "entrypoints" / name).read_bytes()
+        layer.add_file(f"{ENTRY_POINTS}/{name}", content, mode=0o755)
     return layer
 
 

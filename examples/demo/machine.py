@@ -97,8 +97,8 @@ class Machine:
         for name in names:
             self.stage.acon("start", name, show=show)
 
-    def evidence(self, nonce: str, name: str) -> Path:
+    def evidence(self, nonce: str, name: str, *, show: bool = False) -> Path:
         path = self.stage.out / "evidence" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        self.stage.acon("evidence", "--nonce", nonce, "-o", path)
+        self.stage.acon("evidence", "--nonce", nonce, "-o", path, show=show)
         return path

@@ -173,6 +173,11 @@ class Stage:
             raise SceneFailed("something was left: " + ", ".join(left))
 
 
+def indented(text: str) -> str:
+    """What a command printed, as the transcript shows it."""
+    return "\n".join("    " + line for line in text.rstrip().splitlines())
+
+
 def _processes_naming(folder: Path) -> list[str]:
     """Command lines of other processes in which the folder occurs."""
     found = []

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import trio
 from starlette.routing import Router
 
+from plugins.http_api.acon_protocol import AconProtocol
 from plugins.http_api.arrivals import Arrivals
-from plugins.http_api.connections import BorrowedListener, HttpListener, HttpServer, tls_listener
+from plugins.http_api.connections import BorrowedListener, HttpListener, tls_listener
 from plugins.http_api.container import CONTAINER_ROUTES
+from plugins.http_api.event_ring import EventRing
+from plugins.http_api.followers import Followers
 from plugins.http_api.guard import Guard
 from plugins.http_api.listeners import (
     refuse_own_addresses,
@@ -19,10 +22,12 @@ from plugins.http_api.listeners import (
     tls_context,
     unix_listener,
 )
+from plugins.http_api.server import HttpServer
 from plugins.http_api.settings import Settings
 from plugins.http_api.uploads import Uploads
 from plugins.http_api.v1 import V1
 from plugins.http_api.v2 import V2
+from plugins.http_api.v2_containers import V2Containers
 from supervisor import hookimpl
 
 if TYPE_CHECKING:
@@ -38,26 +43,26 @@ class HttpApi:
         self._config = config
         self._log = context.log
         self._arrivals = Arrivals()
+        self._events = EventRing(kept_bytes=config.kept_events_kib * 1024)
 
     @hookimpl
     async def observe(self, event: Event) -> None:
-        """For those who ask how far a fetch is."""
+        """For those who ask how far a fetch is, and who watch what happens."""
         self._arrivals.observe(event)
+        self._events.observe(event)
 
     @hookimpl
     async def serve(self, operations: Operations, task_status: trio.TaskStatus[None]) -> None:
         """The management API. Its sockets are gone when it returns."""
         config = self._config
         uploads = Uploads(operations, config, self._log)
-        v1 = V1(operations, uploads, transfer_deadline_s=config.transfer_deadline_s)
-        v2 = V2(
-            operations,
-            uploads,
-            self._arrivals,
-            transfer_deadline_s=config.transfer_deadline_s,
+        followers = Followers(
+            most=config.max_followers,
+            heartbeat_s=config.follow_heartbeat_s,
+            deadline_s=config.follow_deadline_s,
         )
         guard = Guard(
-            Router([*v1.routes(), *v2.routes()], redirect_slashes=False),
+            self._management_routes(operations, uploads, followers),
             log=self._log,
             max_requests=config.max_requests,
             max_body_bytes=config.max_request_bytes,
@@ -66,17 +71,18 @@ class HttpApi:
         )
         with ExitStack() as stack:
             local = stack.enter_context(unix_listener(Path(config.socket), self._socket_mode))
-            remote: list[HttpListener] = []
+            remote: HttpListener | None = None
             if config.tcp is not None:
                 context = tls_context(config.tcp)
-                remote.append(tls_listener(stack.enter_context(tcp_listener(config.tcp)), context))
+                remote = tls_listener(stack.enter_context(tcp_listener(config.tcp)), context)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(uploads.sweep)
+                    nursery.start_soon(followers.until_shutdown)
                     await nursery.start(
-                        self._server(guard, remote=False).serve, [BorrowedListener(local)]
+                        self._server(guard, remote=False).serve, BorrowedListener(local)
                     )
-                    if remote:
+                    if remote is not None:
                         await nursery.start(self._server(guard, remote=True).serve, remote)
                     task_status.started()
             finally:
@@ -89,7 +95,20 @@ class HttpApi:
         operations: ContainerOperations,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        """One container's socket. The routes are shared, the limits are its own."""
+        """One container's socket: the routes are shared, the limits are its own.
+
+        There is a server only while there are connections: hundreds of containers that ask
+        nothing cost next to nothing.
+        """
+        task_status.started()  # the socket listens already
+        while True:
+            await trio.lowlevel.wait_readable(listener.socket)
+            # Not in a variable: it would be kept while nobody asks.
+            await self._container_server(operations).serve(
+                BorrowedListener(listener), until_idle=True
+            )
+
+    def _container_server(self, operations: ContainerOperations) -> HttpServer:
         config = self._config
         guard = Guard(
             CONTAINER_ROUTES,
@@ -100,15 +119,40 @@ class HttpApi:
                 config.container_max_connections * config.container_max_request_bytes
             ),
             deadline_s=config.request_deadline_s,
+            log_requests=False,
         )
-        server = HttpServer(
+        acon = AconProtocol(operations, log=self._log, deadline_s=config.request_deadline_s)
+        return HttpServer(
             guard,
             log=self._log,
             max_connections=config.container_max_connections,
             shutdown_s=config.shutdown_s,
             state={"operations": operations},
+            binary=acon.converse,
         )
-        await server.serve([BorrowedListener(listener)], task_status=task_status)
+
+    def _management_routes(
+        self, operations: Operations, uploads: Uploads, followers: Followers
+    ) -> Router:
+        config = self._config
+        v1 = V1(
+            operations,
+            uploads,
+            transfer_deadline_s=config.transfer_deadline_s,
+            request_deadline_s=config.request_deadline_s,
+        )
+        v2 = V2(
+            operations,
+            uploads,
+            self._arrivals,
+            self._events,
+            followers,
+            transfer_deadline_s=config.transfer_deadline_s,
+        )
+        containers = V2Containers(
+            operations, followers, request_deadline_s=config.request_deadline_s
+        )
+        return Router([*v1.routes(), *v2.routes(), *containers.routes()], redirect_slashes=False)
 
     @property
     def _socket_mode(self) -> int:

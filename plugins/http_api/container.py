@@ -1,4 +1,5 @@
-"""What a container may ask through its own socket: evidence about itself, and who it is."""
+"""What a container may ask through its own socket: who it is, evidence about itself, and what
+evidence for others says in its name."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from starlette.routing import Route, Router
 from plugins.http_api.answers import json_bytes, json_response
 from plugins.http_api.requests import nonce_bytes, read_json
 from supervisor.formats.digest import check_hex
+from supervisor.formats.status import AttestationData
 
 if TYPE_CHECKING:
     from supervisor import ContainerOperations
@@ -42,6 +44,17 @@ async def _self(request: Request) -> Response:
     return json_response({"container_id": operations.container_id, "image_id": operations.image_id})
 
 
+async def _set_attestation_data(request: Request) -> Response:
+    data = await read_json(request, AttestationData)
+    _operations(request).set_attestation_data(data)
+    return json_response({})
+
+
+async def _forget_attestation_data(request: Request) -> Response:
+    _operations(request).set_attestation_data(None)
+    return json_response({})
+
+
 def _operations(request: Request) -> ContainerOperations:
     # All containers share these routes; the connection says whose socket it came through.
     operations: ContainerOperations = request.scope["state"]["operations"]
@@ -52,6 +65,8 @@ CONTAINER_ROUTES = Router(
     [
         Route("/evidence", _evidence, methods=["POST"]),
         Route("/self", _self, methods=["GET"]),
+        Route("/attestation-data", _set_attestation_data, methods=["PUT"]),
+        Route("/attestation-data", _forget_attestation_data, methods=["DELETE"]),
     ],
     redirect_slashes=False,
 )

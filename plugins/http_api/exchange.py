@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, ExitStack
 
 import trio
 from starlette.datastructures import Headers
@@ -28,7 +29,7 @@ class ClientGone(Exception):
 
 
 class BodyBudget:
-    """Bytes of request bodies that may be held in memory at one time."""
+    """Bytes that requests may hold in memory at one time: bodies, what commands write."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -38,7 +39,7 @@ class BodyBudget:
         """Raises `Busy` when they are used up."""
         if self.held_bytes + count > self._max_bytes:
             raise Busy(
-                "request bodies",
+                "requests",
                 "the memory for them is bounded",
                 expected=f"at most {self._max_bytes} bytes at one time",
             )
@@ -70,9 +71,18 @@ class Exchange:
         self._budget = budget
         self._max_body_bytes = max_body_bytes
         self._held_bytes = 0
+        self._place = ExitStack()
         # HTTP/1.1 says in the head whether there is a body (RFC 9112, section 6).
         length = self.headers.get("content-length", "0")
         self._unread = length != "0" or "transfer-encoding" in self.headers
+
+    def take_place(self, place: AbstractContextManager[None]) -> None:
+        """Be one of the requests that are counted. Raises what entering `place` raises."""
+        self._place.enter_context(place)
+
+    def leave_the_requests(self) -> None:
+        """Be counted no more: this request is bounded in another way now."""
+        self._place.close()
 
     def allow(self, deadline_s: float) -> None:
         """Give this request more time than others, from now on."""
@@ -114,13 +124,17 @@ class Exchange:
         while chunk := await self.read_chunk():
             if len(body) + len(chunk) > self._max_body_bytes:
                 raise self._too_large(len(body) + len(chunk))
-            self._budget.take(len(chunk))
-            self._held_bytes += len(chunk)
+            self.hold_bytes(len(chunk))
             body += chunk
         return bytes(body)
 
+    def hold_bytes(self, count: int) -> None:
+        """Have this much of the memory for requests until this one is over. Raises `Busy`."""
+        self._budget.take(count)
+        self._held_bytes += count
+
     async def send(self, message: Message) -> None:
-        """ASGI's send for the application."""
+        """ASGI's send for the application. Raises `ClientGone` when it did not arrive."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self._unread or self.connection.refusal is not None:
@@ -131,9 +145,14 @@ class Exchange:
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+        if self.connection.lost:
+            # Hypercorn may be waiting for this answer's end before it reads on.
+            self.connection.abort()
+            raise ClientGone
 
     def close(self) -> None:
-        """The request is over: give back the memory that its body had."""
+        """The request is over: give back its place and its memory."""
+        self._place.close()
         self._budget.give_back(self._held_bytes)
         self._held_bytes = 0
 

@@ -11,7 +11,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plugins.http_api.answers import NoSuchCall, refusal_response
 from plugins.http_api.exchange import BodyBudget, ClientGone, Exchange
-from supervisor import Busy, DeadlineExceeded, Refusal, RuntimeFailed
+from plugins.http_api.faults import fault_without_words
+from plugins.http_api.slots import Slots
+from supervisor import DeadlineExceeded, Refusal, RuntimeFailed
 
 if TYPE_CHECKING:
     import structlog
@@ -25,7 +27,8 @@ _LATE_ANSWER_S = 5.0
 class Guard:
     """An ASGI application around `app`, counting requests of its own.
 
-    Errors leave as `refusal_response` makes them; no traceback ever does.
+    Errors leave as `refusal_response` makes them; no traceback ever does. With `log_requests`
+    off nothing that a client wrote is logged, not even a path, nor what an exception may quote.
     """
 
     def __init__(
@@ -37,19 +40,22 @@ class Guard:
         max_body_bytes: int,
         max_buffered_bytes: int,
         deadline_s: float,
+        log_requests: bool = True,
     ) -> None:
         self._app = app
         self._log = log
-        self._max_requests = max_requests
         self._max_body_bytes = max_body_bytes
         self._deadline_s = deadline_s
+        self._log_requests = log_requests
         self._budget = BodyBudget(max_buffered_bytes)
-        self._running = 0
+        self._requests = Slots(
+            "requests", "the number of requests under way is bounded", most=max_requests
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection: Connection = scope["state"]["connection"]
         if scope["type"] != "http" or scope["http_version"] not in ("1.0", "1.1"):
-            # WebSockets, and HTTP/2 that was never offered: no client of ours speaks them.
+            # WebSockets, and versions that there are not: no client of ours speaks them.
             connection.abort()
             return
         exchange = Exchange(
@@ -63,23 +69,20 @@ class Guard:
         # "app" makes Starlette raise its own errors instead of answering them.
         scope = {**scope, "exchange": exchange, "app": self._app}
         began = trio.current_time()
-        self._running += 1
         try:
             await self._answer_in_time(scope, exchange)
         finally:
-            self._running -= 1
             exchange.close()
             self._log.debug(
                 "request",
-                method=scope["method"],
-                path=scope["path"],
+                **self._named(scope),
                 status=exchange.status,
                 duration_ms=round((trio.current_time() - began) * 1000),
             )
 
     async def _answer_in_time(self, scope: Scope, exchange: Exchange) -> None:
-        # What is asked for is for its client. What it sent is kept for a while (`uploads`,
-        # the only PUTs): it may come back and go on.
+        # What is asked for is for its client. What it sent (PUT) counts though it has gone:
+        # `uploads` keep it for a while, since it may come back and go on.
         with ExitStack() as stack:
             stack.enter_context(exchange.time_limit)
             if scope["method"] != "PUT":
@@ -107,23 +110,27 @@ class Guard:
             refusal = error
         except HTTPException as error:
             refusal = _no_such_call(scope, error)
-        except Exception:
-            self._log.exception("request failed", method=scope["method"], path=scope["path"])
+        except Exception as error:
+            self._log_fault(error, scope)
             refusal = RuntimeFailed("request", "the daemon failed inside; its log says how")
         if exchange.status is not None:
             exchange.connection.abort()  # half an answer is out: it must not look whole
             return
         await self._refuse(refusal, scope, exchange)
 
+    def _log_fault(self, error: Exception, scope: Scope) -> None:
+        if self._log_requests:
+            self._log.exception("request failed", **self._named(scope))
+        else:
+            self._log.error("request failed", fault=fault_without_words(error))
+
+    def _named(self, scope: Scope) -> dict[str, str]:
+        return {"method": scope["method"], "path": scope["path"]} if self._log_requests else {}
+
     def _check_admittance(self, exchange: Exchange) -> None:
         if exchange.connection.refusal is not None:
             raise exchange.connection.refusal
-        if self._running > self._max_requests:
-            raise Busy(
-                "requests",
-                "the number of requests under way is bounded",
-                expected=f"at most {self._max_requests}",
-            )
+        exchange.take_place(self._requests.one())
 
     async def _refuse(self, refusal: Refusal, scope: Scope, exchange: Exchange) -> None:
         response = refusal_response(refusal, path=scope["path"])

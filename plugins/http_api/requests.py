@@ -21,6 +21,7 @@ _HEX = re.compile(r"([0-9a-f]{2})*", re.ASCII)
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,19})", re.ASCII)
 _MIN_NONCE_BYTES = 16
 _MAX_NONCE_BYTES = 64
+_MAX_CONTAINER_ID = (1 << 32) - 1
 
 
 async def read_json(request: Request, struct_type: type[_S]) -> _S:
@@ -39,6 +40,27 @@ def layer_digest(request: Request) -> Digest:
         item="layer",
         # Whether SHA-256 layers are wanted is the supervisor's to say, which knows its setting.
         unsafe_allow_sha256=True,
+    )
+
+
+def query(request: Request, *names: str) -> dict[str, str]:
+    """The query's parameters, each once and only these. Raises `FormatError`."""
+    pairs = request.query_params.multi_items()
+    given = dict(pairs)
+    if len(given) != len(pairs) or not given.keys() <= set(names):
+        raise FormatError(
+            "query",
+            "has the parameters of this call, each once at most",
+            expected=" ".join(names),
+            actual=" ".join(name for name, _ in pairs)[:160],
+        )
+    return given
+
+
+def container_id(request: Request, *, minimum: int = 1) -> int:
+    """From the path parameter `id`."""
+    return number(
+        request.path_params["id"], item="container id", minimum=minimum, maximum=_MAX_CONTAINER_ID
     )
 
 

@@ -28,9 +28,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tcp: TcpSettings | None = None
     max_connections: _Count = 512
     max_requests: _Count = 256
-    # One request's body, and all bodies that are held in memory at one time.
+    # One request's body; and all bodies, and what commands write, that are held in memory.
     max_request_bytes: _Bytes = 4 << 20
     max_buffered_bytes: _Bytes = 64 << 20
+    # A whole request; one that waits for a command or a restart has it besides their time.
     request_deadline_s: _Seconds = 60.0
     # Layers: the whole request, the pause between two chunks, and how long bytes whose
     # sender went away wait for it to come back.
@@ -38,6 +39,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     upload_pause_s: _Seconds = 30.0
     upload_keep_s: _Seconds = 120.0
     max_uploads: _Count = 16
+    # Those who follow a log or the events: an empty line so often that the vanished are
+    # noticed, and after how long they are asked to come back.
+    max_followers: _Count = 128
+    follow_heartbeat_s: _Seconds = 15.0
+    follow_deadline_s: _Seconds = 600.0
+    kept_events_kib: Annotated[int, msgspec.Meta(ge=4, le=65_536)] = 256
     # Each container's own socket.
     container_max_connections: _Count = 16
     container_max_request_bytes: _Bytes = 64 << 10

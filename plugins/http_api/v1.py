@@ -1,6 +1,6 @@
 """ACON's management API, so that its clients and its images work here.
 
-`restart`, `exec` and the OpenID calls are not here: they answer 404 by their name.
+The OpenID calls are not here: they answer 404 by their name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from starlette.routing import Route
 from plugins.http_api.answers import json_response
 from plugins.http_api.exchange import Exchange, exchange_of
 from plugins.http_api.forms import only_fields, parse_multipart, parse_urlencoded
-from plugins.http_api.requests import number
+from plugins.http_api.invocations import (
+    MAX_CAPTURE_BYTES,
+    MAX_TIMEOUT_S,
+    invocation,
+    restart_timeout_s,
+)
+from plugins.http_api.requests import container_id, number
 from supervisor import FormatError, ManifestUpload, UnknownItem
 from supervisor.formats.digest import Digest, parse_digest
 
@@ -23,9 +29,11 @@ if TYPE_CHECKING:
     from supervisor import ContainerView, Operations
 
 _ALGORITHM_BY_ALG = {"1": "sha256", "2": "sha384", "4": "sha512"}
-_U32_MAX = (1 << 32) - 1
 _U64_MAX = (1 << 64) - 1
 _I32_MAX = (1 << 31) - 1
+# What ACON's daemon takes when its client says nothing.
+_TIMEOUT_S = "30"
+_CAPTURE_BYTES = str(0x20000)
 # The state letter of /proc/PID/stat, as ACON reports it; 0 is "terminated".
 _STATE_RUNNING = ord("R")
 
@@ -34,11 +42,17 @@ class V1:
     """The routes over one supervisor."""
 
     def __init__(
-        self, operations: Operations, uploads: Uploads, *, transfer_deadline_s: float
+        self,
+        operations: Operations,
+        uploads: Uploads,
+        *,
+        transfer_deadline_s: float,
+        request_deadline_s: float,
     ) -> None:
         self._operations = operations
         self._uploads = uploads
         self._transfer_deadline_s = transfer_deadline_s
+        self._request_deadline_s = request_deadline_s
 
     def routes(self) -> list[Route]:
         container = "/api/v1/container"
@@ -52,6 +66,8 @@ class V1:
             Route(f"{container}/inspect", self._inspect, methods=["GET"]),
             Route(f"{container}/report", self._report, methods=["GET"]),
             Route(f"{container}/{{id}}/inspect", self._inspect, methods=["GET"]),
+            Route(f"{container}/{{id}}/restart", self._restart, methods=["POST"]),
+            Route(f"{container}/{{id}}/exec", self._exec, methods=["POST"]),
             Route(f"{container}/{{id}}/kill", self._kill, methods=["POST"]),
         ]
 
@@ -103,12 +119,48 @@ class V1:
         if exchange.content_length != 0:
             fields = await _read_multipart(exchange)
             only_fields(fields, optional=("env",))
-            environment = _lines(fields.get("env", b""))
-        container_id = await self._operations.start(image_id, environment)
-        return json_response({"container_id": container_id})
+            environment = _lines(fields, "env")
+        started = await self._operations.start(image_id, environment)
+        return json_response({"container_id": started})
+
+    async def _restart(self, request: Request) -> Response:
+        wanted = container_id(request)
+        timeout = request.query_params.get("timeout", _TIMEOUT_S)
+        timeout_s = restart_timeout_s(
+            number(timeout, item="timeout", minimum=1, maximum=MAX_TIMEOUT_S)
+        )
+        exchange_of(request).allow(timeout_s + self._request_deadline_s)
+        await self._operations.restart(wanted, timeout_s=timeout_s)
+        return Response()
+
+    async def _exec(self, request: Request) -> Response:
+        wanted = container_id(request)
+        exchange = exchange_of(request)
+        timeout = request.query_params.get("timeout", _TIMEOUT_S)
+        capture = request.query_params.get("capture_size", _CAPTURE_BYTES)
+        fields = await _read_multipart(exchange)
+        only_fields(fields, required=("cmd",), optional=("env", "stdin"))
+        command = _lines(fields, "cmd")
+        if not command:
+            raise FormatError("form.cmd", "must name an entry point in its first line")
+        call = invocation(
+            command[0],
+            arguments=command[1:],
+            environment=_lines(fields, "env"),
+            stdin=fields.get("stdin", b""),
+            timeout_s=number(timeout, item="timeout", minimum=1, maximum=MAX_TIMEOUT_S),
+            capture_bytes=number(
+                capture, item="capture_size", minimum=0, maximum=MAX_CAPTURE_BYTES
+            ),
+        )
+        exchange.hold_bytes(2 * call.capture_bytes)
+        exchange.allow(call.timeout_s + self._request_deadline_s)
+        result = await self._operations.invoke(wanted, call)
+        # How the command ended has no place in ACON's answer.
+        return json_response({"stdout": list(result.stdout), "stderr": list(result.stderr)})
 
     async def _kill(self, request: Request) -> Response:
-        container_id = _container_id(request.path_params["id"])
+        wanted = container_id(request)
         exchange = exchange_of(request)
         # ACON's own client sends this form without a Content-Type.
         if exchange.headers.get("content-type", "").startswith("multipart/"):
@@ -117,12 +169,12 @@ class V1:
         else:
             signum = parse_urlencoded(await exchange.read_body()).get("signal_num", "")
         await self._operations.signal(
-            container_id, number(signum, item="signal_num", minimum=-_I32_MAX, maximum=_I32_MAX)
+            wanted, number(signum, item="signal_num", minimum=-_I32_MAX, maximum=_I32_MAX)
         )
         return Response()
 
     async def _inspect(self, request: Request) -> Response:
-        wanted = _container_id(request.path_params.get("id", "0"))
+        wanted = container_id(request, minimum=0) if "id" in request.path_params else 0
         views = self._operations.containers()
         if wanted != 0:
             views = tuple(view for view in views if view.container_id == wanted)
@@ -172,15 +224,12 @@ def _blob_digest(request: Request) -> Digest:
     )
 
 
-def _container_id(text: str) -> int:
-    return number(text, item="container id", minimum=0, maximum=_U32_MAX)
-
-
-def _lines(field: bytes) -> list[str]:
+def _lines(fields: dict[str, bytes], name: str) -> list[str]:
+    """A field's lines, as ACON's daemon reads them: empty ones are none."""
     try:
-        text = field.decode()
+        text = fields.get(name, b"").decode()
     except UnicodeDecodeError as error:
-        raise FormatError("form.env", "must be UTF-8", actual=error) from None
+        raise FormatError(f"form.{name}", "must be UTF-8", actual=error) from None
     return [line for line in text.split("\n") if line]
 
 

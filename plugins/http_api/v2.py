@@ -1,4 +1,4 @@
-"""Our management API: groups, layers by digest, evidence. JSON in and out."""
+"""Our management API: groups, layers by digest, evidence, events. JSON in and out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from starlette.routing import Route
 
 from plugins.http_api.answers import json_bytes, json_response
 from plugins.http_api.exchange import exchange_of
-from plugins.http_api.requests import layer_digest, nonce_bytes, number, read_json
+from plugins.http_api.requests import layer_digest, nonce_bytes, read_json
+from plugins.http_api.streams import line_stream
 from supervisor import LayerSource, ManifestUpload
 
 if TYPE_CHECKING:
     from plugins.http_api.arrivals import Arrivals
+    from plugins.http_api.event_ring import EventRing
+    from plugins.http_api.followers import Followers
     from plugins.http_api.uploads import Uploads
     from supervisor import Operations
-
-MAX_CONTAINER_ID = (1 << 32) - 1
 
 
 class _Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,33 +41,28 @@ class _Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: LayerSource
 
 
-class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    image_id: str
-    environment: tuple[str, ...] = ()
-
-
-class _Signal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    signal: int
-
-
 class _Nonce(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nonce: str
 
 
 class V2:
-    """The routes over one supervisor."""
+    """The routes over one supervisor, except those for containers (`v2_containers`)."""
 
     def __init__(
         self,
         operations: Operations,
         uploads: Uploads,
         arrivals: Arrivals,
+        events: EventRing,
+        followers: Followers,
         *,
         transfer_deadline_s: float,
     ) -> None:
         self._operations = operations
         self._uploads = uploads
         self._arrivals = arrivals
+        self._events = events
+        self._followers = followers
         self._transfer_deadline_s = transfer_deadline_s
 
     def routes(self) -> list[Route]:
@@ -78,10 +74,8 @@ class V2:
             Route(layer, self._layer, methods=["GET"]),
             Route(f"{layer}/fetch", self._fetch_layer, methods=["POST"]),
             Route("/api/v2/seal", self._seal, methods=["POST"]),
-            Route("/api/v2/containers", self._start, methods=["POST"]),
-            Route("/api/v2/containers", self._containers, methods=["GET"]),
-            Route("/api/v2/containers/{id}/signal", self._signal, methods=["POST"]),
             Route("/api/v2/status", self._status, methods=["GET"]),
+            Route("/api/v2/events", self._event_lines, methods=["GET"]),
             Route("/api/v2/evidence", self._evidence, methods=["POST"]),
         ]
 
@@ -124,24 +118,11 @@ class V2:
         await self._operations.seal()
         return json_response({})
 
-    async def _start(self, request: Request) -> Response:
-        start = await read_json(request, _Start)
-        container_id = await self._operations.start(start.image_id, start.environment)
-        return json_response({"container_id": container_id})
-
-    async def _containers(self, request: Request) -> Response:
-        return json_response({"containers": self._operations.containers()})
-
-    async def _signal(self, request: Request) -> Response:
-        container_id = number(
-            request.path_params["id"], item="container id", minimum=1, maximum=MAX_CONTAINER_ID
-        )
-        signal = await read_json(request, _Signal)
-        await self._operations.signal(container_id, signal.signal)
-        return json_response({})
-
     async def _status(self, request: Request) -> Response:
         return json_bytes(self._operations.status())
+
+    async def _event_lines(self, request: Request) -> Response:
+        return line_stream(request, self._events, self._followers)
 
     async def _evidence(self, request: Request) -> Response:
         wanted = await read_json(request, _Nonce)

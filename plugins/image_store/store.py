@@ -94,8 +94,6 @@ class Store:
     def _make_directory(self) -> None:
         with refused_by_kernel(str(self._directory), "the store's directory could not be made"):
             remove_all(self._directory)
-            # Containers reach their roots through it; layers stay behind 0700.
-            self._context.runtime_dir.chmod(0o711)
             self._directory.mkdir(mode=0o700)
             size_bytes = self._config.budget_bytes
             mount(
@@ -103,10 +101,10 @@ class Store:
                 os.fsencode(self._directory),
                 filesystem=b"tmpfs",
                 flags=MS_NOSUID | MS_NODEV | MS_NOEXEC,
-                options=b"mode=0711,size=%d,nr_inodes=%d" % (size_bytes, size_bytes // INODE_BYTES),
+                options=b"mode=0700,size=%d,nr_inodes=%d" % (size_bytes, size_bytes // INODE_BYTES),
             )
             (self._directory / "layers").mkdir(mode=0o700)
-            (self._directory / "roots").mkdir(mode=0o711)
+            (self._directory / "roots").mkdir(mode=0o700)
 
     async def _find_way(self) -> None:
         way = await first_way(

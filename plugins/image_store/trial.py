@@ -18,11 +18,12 @@ from plugins.image_store.arrival.storage import Storage
 from plugins.image_store.budget import Budget
 from plugins.image_store.config import StoreConfig
 from plugins.image_store.layer import KeptLayer, Layer, Preparation
+from plugins.image_store.mount.held import HeldMount
 from plugins.image_store.mount.kernel import refused_by_kernel
 from plugins.image_store.mount.memory_files import MemoryFiles
 from plugins.image_store.mount.prepared import How, PreparedLayer
 from plugins.image_store.mount.removal import remove_all
-from plugins.image_store.mount.rootfs import ROOT, RootPlan, outside_ids
+from plugins.image_store.mount.rootfs import RootPlan, outside_ids
 from plugins.image_store.mount.roots import assemble_root
 from plugins.image_store.work import check_cancelled, clean_up
 from supervisor import IdMap, RuntimeFailed
@@ -96,7 +97,7 @@ async def try_way(
     try:
         lower = await trio.to_thread.run_sync(trial.layer, _lower_tar())
         upper = await trio.to_thread.run_sync(trial.layer, _upper_tar())
-        await assemble_root(
+        root = await assemble_root(
             RootPlan(
                 item=ITEM,
                 base=directory / "container",
@@ -111,7 +112,8 @@ async def try_way(
             idmaps=way.id_shift == "idmap",
             limiter=trio.CapacityLimiter(1),
         )
-        await trio.to_thread.run_sync(trial.compare)
+        trial.hold(root)
+        await trio.to_thread.run_sync(trial.compare, root)
     finally:
         await clean_up(ITEM, trial.remove, log=log)
 
@@ -123,6 +125,7 @@ class _Trial:
         self._directory = directory
         self._storage = storage
         self._layers: list[Layer] = []
+        self._root: HeldMount | None = None
         self._preparation = Preparation(
             how=way.mount,
             budget=Budget(_BUDGET_BYTES),
@@ -159,9 +162,16 @@ class _Trial:
         finally:
             writer.close()
 
-    def compare(self) -> None:
+    def hold(self, root: HeldMount) -> None:
+        """Have it closed by `remove`."""
+        self._root = root
+
+    def compare(self, root: HeldMount) -> None:
         with refused_by_kernel(ITEM, "what was mounted must be readable"):
-            self._compare(self._directory / "container" / ROOT)
+            seen = self._directory / "seen"
+            seen.mkdir(mode=0o700)
+            root.attach(seen)
+            self._compare(seen)
 
     def _compare(self, root: Path) -> None:
         _require("owners must be shifted", _ID_MAP.root, (root / "file").stat().st_uid)
@@ -177,7 +187,9 @@ class _Trial:
             for layer in self._layers:
                 stack.callback(layer.free, timeout_s=_FREE_TIMEOUT_S)
             # All of it at once, since it knows the order: the container's root, then layers.
-            remove_all(self._directory)
+            stack.callback(remove_all, self._directory)
+            if self._root is not None:
+                stack.callback(self._root.close)
 
 
 def _require(rule: str, expected: object, actual: object) -> None:

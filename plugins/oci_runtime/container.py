@@ -1,4 +1,4 @@
-"""One running container: its end is awaited, it can be signalled, and it can be ended."""
+"""One run of a container: its end is awaited, it can be signalled, and it can be ended."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from contextlib import suppress
 
 import trio
 
+from plugins.oci_runtime.invocation import Invocations
 from plugins.oci_runtime.output import Output
-from supervisor import Conflict, ExitStatus, RuntimeFailed
+from plugins.oci_runtime.spawn import Child
+from supervisor import Conflict, ExitStatus, Invocation, InvocationResult, RuntimeFailed
+
+ENDING_S = 1
 
 
 class Container:
-    """Implements `supervisor.seams.RunningContainer`.
+    """Implements `supervisor.RunningContainer`.
 
-    The first process is our child (the plugin is a subreaper), and `_reap` is the one
+    The first process is our child (the plugin is a subreaper), and `wait` is the one
     place that reaps it. Until then its pid cannot be given to another process, so
     signals sent before cannot hit a stranger.
     """
@@ -24,39 +28,30 @@ class Container:
     def __init__(
         self,
         oci_id: str,
-        pid: int,
+        first_process: Child,
         *,
         output: Output,
+        invocations: Invocations,
+        out_of_memory: Callable[[], bool],
         clean_up: Callable[[Container], Awaitable[None]],
     ) -> None:
-        """Raises `RuntimeFailed` if `pid` is no child of ours; owns a pidfd from then on."""
+        """Owns `first_process`. `out_of_memory` blocks; it is asked once, after the end."""
         self.oci_id = oci_id
-        self._pid = pid
         self.output = output
+        self.invocations = invocations
+        self._first = first_process
+        self._out_of_memory = out_of_memory
         self._clean_up = clean_up
         self._status: ExitStatus | None = None
         self._waiting = trio.Lock()
         self._ending = trio.Lock()
         self._destroyed = False
         self._lost: RuntimeFailed | None = None
-        try:
-            self._pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            raise self._not_our_child(error) from error
-        try:
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except OSError as error:
-            os.close(self._pidfd)
-            raise self._not_our_child(error) from error
 
     @property
     def pid(self) -> int:
         """Of the first process, in our pid namespace."""
-        return self._pid
-
-    def logs(self) -> bytes:
-        """The last 64 KiB of what came through descriptors in `log_fds`; also after the end."""
-        return self.output.tail()
+        return self._first.pid
 
     async def wait(self) -> ExitStatus:
         """Until the first process has ended; any number of callers, any number of times.
@@ -65,8 +60,7 @@ class Container:
         """
         async with self._waiting:
             if self._status is None and self._lost is None:
-                await trio.lowlevel.wait_readable(self._pidfd)
-                self._reap()
+                await self._learn_status()
         if self._status is None:
             raise self._lost or RuntimeFailed(f"container {self.oci_id}", "has no exit status")
         return self._status
@@ -74,19 +68,30 @@ class Container:
     async def signal(self, signum: int, *, whole_group: bool) -> None:
         """Send a signal. Raises `Conflict` after the end, `RuntimeFailed` if the kernel refuses."""
         await trio.lowlevel.checkpoint()
-        if self._status is not None or self._lost is not None:
-            raise Conflict(f"container {self.oci_id}", "has ended already")
+        self._require_running()
         try:
             if whole_group:
-                os.killpg(self._pid, signum)
+                os.killpg(self.pid, signum)
             else:
-                signal.pidfd_send_signal(self._pidfd, signum)
+                self._first.send_signal(signum)
         except ProcessLookupError as error:
-            raise Conflict(f"container {self.oci_id}", "has ended already") from error
+            raise self._ended() from error
         except OSError as error:
             raise RuntimeFailed(
                 f"container {self.oci_id}", f"signal {signum} was refused", actual=error
             ) from error
+
+    async def invoke(self, invocation: Invocation) -> InvocationResult:
+        """Run an additional entry point inside; see `Invocations.run`."""
+        self._require_running()
+        try:
+            return await self.invocations.run(invocation)
+        except RuntimeFailed as error:
+            # A runtime can do nothing in a container that is about to end.
+            with trio.move_on_after(ENDING_S):
+                await self.wait()
+                raise self._ended() from error
+            raise
 
     async def destroy(self) -> None:
         """Kill what is left and remove all traces. Idempotent, bounded, never raises."""
@@ -101,34 +106,36 @@ class Container:
         """SIGKILL the first process, with which the kernel ends its pid namespace; wait for it."""
         if self._status is None and self._lost is None:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                self._first.send_signal(signal.SIGKILL)
             await self.wait()
 
     def close(self) -> None:
-        """Give the pidfd back; after this the end can no longer be noticed."""
+        """Give the pidfd back; after this the end can no longer be noticed. Idempotent."""
         if self._status is None and self._lost is None:
             self._lost = RuntimeFailed(f"container {self.oci_id}", "was given up before it ended")
-        if self._pidfd >= 0:
-            trio.lowlevel.notify_closing(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self._first.close()
 
-    def _reap(self) -> None:
+    async def _learn_status(self) -> None:
         try:
-            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+            code = await self._first.wait()
         except ChildProcessError as error:
             self._lost = RuntimeFailed(
                 f"container {self.oci_id}", "its exit status must be ours", actual=error
             )
             return
-        if result is None:
-            raise RuntimeFailed(f"container {self.oci_id}", "a readable pidfd means an end")
-        if result.si_code == os.CLD_EXITED:
-            self._status = ExitStatus(exit_code=result.si_status)
-        else:
-            self._status = ExitStatus(signal=result.si_status)
-
-    def _not_our_child(self, error: OSError) -> RuntimeFailed:
-        return RuntimeFailed(
-            f"container {self.oci_id}", "its first process must be our child", actual=error
+        except trio.ClosedResourceError:
+            # `close` was called meanwhile, and has said why.
+            return
+        out_of_memory = await trio.to_thread.run_sync(self._out_of_memory)
+        self._status = ExitStatus(
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            out_of_memory=out_of_memory,
         )
+
+    def _require_running(self) -> None:
+        if self._first.ended or self._lost is not None:
+            raise self._ended()
+
+    def _ended(self) -> Conflict:
+        return Conflict(f"container {self.oci_id}", "has ended already")

@@ -11,18 +11,29 @@ from __future__ import annotations
 import platform
 import shutil
 import socket
-import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
 
+from plugins.oci_runtime import kernel
+from plugins.oci_runtime.elf import ELF_MACHINES, elf_file
 from plugins.oci_runtime.gateway import Gateway
 from plugins.oci_runtime.launcher import Launcher
 from plugins.oci_runtime.runtime import OciCommand
-from supervisor import ConfigError, ContainerSpec, ExitStatus, IdMap, Refusal, RuntimeFailed
+from plugins.oci_runtime.spawn import SEARCH_PATH
+from supervisor import (
+    ConfigError,
+    ContainerSpec,
+    ExitStatus,
+    IdMap,
+    Refusal,
+    Rootfs,
+    RuntimeFailed,
+)
 
 CANDIDATES = ("runc", "crun")
-SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROBE_TIMEOUT_S = 10
 PROBE_EXIT_CODE = 42
 PROBE_ID = 0
@@ -30,12 +41,12 @@ PROBE_ID = 0
 PROBE_USER = 65533
 MOUNT_POINTS = ("dev", "proc", "run", "shared", "tmp")
 
-# exit(42), as instructions: platform.machine() -> (ELF machine, code)
+# exit(42), as instructions: platform.machine() -> code
 _PROGRAMS = {
     # mov eax, 60 (exit); mov edi, 42; syscall
-    "x86_64": (62, bytes.fromhex("b83c000000bf2a0000000f05")),
+    "x86_64": bytes.fromhex("b83c000000bf2a0000000f05"),
     # mov x0, 42; mov x8, 93 (exit); svc 0
-    "aarch64": (183, bytes.fromhex("400580d2a80b80d2010000d4")),
+    "aarch64": bytes.fromhex("400580d2a80b80d2010000d4"),
 }
 
 
@@ -48,7 +59,10 @@ async def find_runtime(
     Raises `ConfigError`, or `RuntimeFailed` naming every candidate's reason.
     """
     reasons = []
-    for executable in _candidates(setting):
+    for name, executable in _candidates(setting):
+        if executable is None:
+            reasons.append(f"{name}: not installed")
+            continue
         launcher.command = OciCommand(executable, launcher.command.state_dir)
         try:
             version = await launcher.command.version()
@@ -61,42 +75,84 @@ async def find_runtime(
         "container runtime",
         "one that can run a container on this machine must be installed",
         expected=" or ".join(CANDIDATES) if setting == "auto" else setting,
-        actual="; ".join(reasons) or "none found",
+        actual="; ".join(reasons),
     )
 
 
-def _candidates(setting: str) -> list[str]:
+def _candidates(setting: str) -> list[tuple[str, str | None]]:
+    """(name, absolute path if there is such a file)"""
     if setting == "auto":
-        found = (shutil.which(name, path=SEARCH_PATH) for name in CANDIDATES)
-        return [path for path in found if path]
+        return [(name, shutil.which(name, path=SEARCH_PATH)) for name in CANDIDATES]
     if not Path(setting).is_absolute():
         raise ConfigError(
             "$.plugin.oci_runtime.runtime", "must be auto or an absolute path", actual=setting
         )
-    return [setting]
+    return [(setting, setting)]
+
+
+class ProbeRoot:
+    """A folder with one program, as the root of the probe container: a `Rootfs`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._place: Path | None = None
+
+    def attach(self, target: Path) -> None:
+        kernel.bind(self._folder, target)
+        self._place = target
+
+    def detach(self) -> None:
+        if self._place is not None:
+            kernel.unmount(self._place)
+            self._place = None
+
+    async def close(self) -> None:
+        await trio.to_thread.run_sync(self.detach)
+
+
+class _NoLog:
+    """The probe's program says nothing."""
+
+    def write(self, fd: int, chunk: bytes) -> None:
+        del fd, chunk
 
 
 async def _probe(launcher: Launcher, gateway: Gateway, folder: Path) -> None:
     socket_path = folder / "probe.sock"
-    root = gateway.make_folder("probe")
     try:
-        for name in MOUNT_POINTS:
-            (root / name).mkdir(mode=0o755)
-        program = root / "probe"
-        program.write_bytes(exit_program(platform.machine()))
-        program.chmod(0o755)
-        socket_path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(str(socket_path))
-            await _run_probe(launcher, root, socket_path)
+        root = await trio.to_thread.run_sync(_make_root, gateway)
+        try:
+            with _listening(socket_path):
+                await _run_probe(launcher, ProbeRoot(root), socket_path)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(shutil.rmtree, root, True)
     except OSError as error:
         raise RuntimeFailed("probe container", "must be preparable", actual=error) from error
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-        socket_path.unlink(missing_ok=True)
 
 
-async def _run_probe(launcher: Launcher, root: Path, socket_path: Path) -> None:
+def _make_root(gateway: Gateway) -> Path:
+    root = gateway.make_folder("probe")
+    for name in MOUNT_POINTS:
+        (root / name).mkdir(mode=0o755)
+    program = root / "probe"
+    program.write_bytes(exit_program(platform.machine()))
+    program.chmod(0o755)
+    return root
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[None]:
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _run_probe(launcher: Launcher, root: Rootfs, socket_path: Path) -> None:
     spec = ContainerSpec(
         container_id=PROBE_ID,
         image_id="probe",
@@ -111,12 +167,20 @@ async def _run_probe(launcher: Launcher, root: Path, socket_path: Path) -> None:
         socket_path=socket_path,
     )
     status = None
-    with trio.move_on_after(PROBE_TIMEOUT_S):
-        container = await launcher.launch(spec)
+    with trio.move_on_after(PROBE_TIMEOUT_S) as scope:
+        prepared = await launcher.prepare(spec)
         try:
-            status = await container.wait()
+            container = await prepared.launch(_NoLog())
+            try:
+                status = await container.wait()
+            finally:
+                await container.destroy()
         finally:
-            await container.destroy()
+            await prepared.close()
+    if scope.cancelled_caught:
+        raise RuntimeFailed(
+            "probe container", "must end in time", expected=f"within {PROBE_TIMEOUT_S} s"
+        )
     expected = ExitStatus(exit_code=PROBE_EXIT_CODE)
     if status != expected:
         raise RuntimeFailed(
@@ -133,23 +197,4 @@ def exit_program(machine: str) -> bytes:
             expected=", ".join(_PROGRAMS),
             actual=machine,
         )
-    elf_machine, code = _PROGRAMS[machine]
-    return elf_file(elf_machine, code)
-
-
-def elf_file(elf_machine: int, code: bytes) -> bytes:
-    """An ELF64 executable (object file format 1.5) of one segment: header, then `code`."""
-    base, header_size, segment_size = 0x400000, 64, 56
-    code_offset = header_size + segment_size
-    file_size = code_offset + len(code)
-    identification = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
-    header = identification + struct.pack(
-        "<HHIQQQIHHHHHH",
-        *(2, elf_machine, 1, base + code_offset, header_size, 0, 0),
-        *(header_size, segment_size, 1, 0, 0, 0),
-    )
-    readable_and_executable = 5
-    segment = struct.pack(
-        "<IIQQQQQQ", 1, readable_and_executable, 0, base, base, file_size, file_size, 0x1000
-    )
-    return header + segment + code
+    return elf_file(ELF_MACHINES[machine], _PROGRAMS[machine])

@@ -172,19 +172,19 @@ def tightened(raw: bytes, machine: str, *, item: str) -> dict[str, object]:
     for rule in profile.syscalls:
         if not _applies(rule, arch):
             continue
-        withheld = JUDGED_BY_ARGUMENTS | (DENIED if rule.action == ALLOW else frozenset())
+        # Not ALLOW alone lets a call through: LOG, for one, does so too.
+        withheld = JUDGED_BY_ARGUMENTS | (frozenset() if rule.action == ERRNO else DENIED)
         names = [name for name in rule.names if name not in withheld]
         if names:
             rules.append(_rule(names, rule.action, rule.errnoRet, rule.args or ()))
     # Refusals that the profile makes by itself are left to it: no call in two lists.
-    refused = {name for rule in profile.syscalls if rule.action == ERRNO for name in rule.names}
-    applied = {
+    refused = {
         name
         for rule in profile.syscalls
         if rule.action == ERRNO and _applies(rule, arch)
         for name in rule.names
     }
-    rules.append(_rule(sorted(DENIED - (refused & applied)), ERRNO, EPERM))
+    rules.append(_rule(sorted(DENIED - refused), ERRNO, EPERM))
     every_flag = sum(NAMESPACE_FLAGS)
     rules.append(_rule(["clone"], ALLOW, None, (Argument(0, every_flag, "SCMP_CMP_MASKED_EQ", 0),)))
     rules.extend(

@@ -7,12 +7,10 @@ keep it apart from whatever else a TD may have quoted.
 
 from __future__ import annotations
 
-import base64
-import binascii
-
 import msgspec
 
 from supervisor.formats import canonical_json
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.digest import check_hex
 from supervisor.formats.errors import FormatError
 from supervisor.formats.ids import parse_image_id
@@ -96,22 +94,6 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     config: str
     images: tuple[EvidenceImage, ...]
     status: str
-
-
-def to_base64(raw: bytes) -> str:
-    """Standard base64 with padding."""
-    return base64.b64encode(raw).decode()
-
-
-def from_base64(text: str, *, item: str) -> bytes:
-    """Strict inverse of `to_base64`: its alphabet, its padding, nothing else."""
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise FormatError(item, "standard base64 with padding", actual=str(error)) from None
-    if to_base64(raw) != text:
-        raise FormatError(item, "standard base64 has one form for one value")
-    return raw
 
 
 def encode_request(request: EvidenceRequest) -> bytes:

@@ -17,17 +17,17 @@ from supervisor.testing.memory import (
     InMemory,
     InMemoryConfig,
     MemoryLayers,
-    MemoryProcess,
     MemoryQuotes,
     MemoryRegisters,
-    MemoryRuntime,
 )
+from supervisor.testing.memory_runtime import MemoryPrepared, MemoryProcess, MemoryRuntime
 from supervisor.testing.owners import Owner, manifest
 
 __all__ = [
     "InMemory",
     "InMemoryConfig",
     "MemoryLayers",
+    "MemoryPrepared",
     "MemoryProcess",
     "MemoryQuotes",
     "MemoryRegisters",

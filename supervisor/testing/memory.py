@@ -1,7 +1,8 @@
-"""A whole machine in memory: register, quotes, layer store and runtime."""
+"""A whole machine in memory: register, quotes, layer store, and the runtime beside it."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 from pathlib import Path
@@ -17,16 +18,9 @@ from supervisor.formats.quote import QuoteAuth, build_header, pack_quote
 from supervisor.formats.td_body import build_td10_body
 from supervisor.formats.td_report import TdReport, pack_td_report
 from supervisor.hookspecs import hookimpl
-from supervisor.proofs import StartReceipt, StoredLayer, VerifiedLayer
-from supervisor.seams import (
-    ContainerSpec,
-    ExitStatus,
-    IdMap,
-    LayerSource,
-    LayerUpload,
-    Rootfs,
-    RunningContainer,
-)
+from supervisor.proofs import StoredLayer, VerifiedLayer
+from supervisor.seams import IdMap, LayerSource, LayerUpload, Rootfs
+from supervisor.testing.memory_runtime import MemoryRuntime
 
 # SEPT_VE_DISABLE alone, x87 and SSE alone: what any real TD has.
 TD_ATTRIBUTES = (1 << 28).to_bytes(8, "little")
@@ -155,19 +149,24 @@ class MemoryStored(StoredLayer, frozen=True, kw_only=True):
 
 
 class MemoryRootfs:
-    """`seams.Rootfs`."""
+    """`seams.Rootfs`. `attached_at` is where it can be seen, if it can."""
 
     def __init__(self, store: MemoryLayers, container_id: int, keys: tuple[int, ...]) -> None:
         self._store = store
         self._container_id = container_id
-        self._keys = keys
+        self.attached_at: Path | None = None
         store.mounted[container_id] = keys
 
-    @property
-    def path(self) -> Path:
-        return Path("/memory", str(self._container_id))
+    def attach(self, target: Path) -> None:
+        if self._container_id not in self._store.mounted or self.attached_at is not None:
+            raise OSError(errno.EINVAL, "closed, or attached elsewhere", str(target))
+        self.attached_at = target
+
+    def detach(self) -> None:
+        self.attached_at = None
 
     async def close(self) -> None:
+        self.detach()
         self._store.mounted.pop(self._container_id, None)
         self._store.free_unwanted()
 
@@ -258,48 +257,6 @@ class MemoryLayers:
             await rootfs.close()
             raise
         return rootfs
-
-
-class MemoryProcess:
-    """`seams.RunningContainer`. `end` makes it exit."""
-
-    def __init__(self, runtime: MemoryRuntime, spec: ContainerSpec, receipt: StartReceipt) -> None:
-        self._runtime = runtime
-        self.spec = spec
-        self.receipt = receipt
-        self._ended = trio.Event()
-        self._status = ExitStatus(exit_code=0)
-        runtime.running[spec.container_id] = self
-
-    @property
-    def pid(self) -> int:
-        return 100_000 + self.spec.container_id
-
-    def end(self, status: ExitStatus) -> None:
-        self._status = status
-        self._ended.set()
-
-    async def wait(self) -> ExitStatus:
-        await self._ended.wait()
-        return self._status
-
-    async def signal(self, signum: int, *, whole_group: bool) -> None:
-        await trio.lowlevel.checkpoint()
-        self.end(ExitStatus(signal=signum))
-
-    async def destroy(self) -> None:
-        self._runtime.running.pop(self.spec.container_id, None)
-
-
-class MemoryRuntime:
-    """`seams.ContainerRuntime`; `running` holds what has not been destroyed."""
-
-    def __init__(self) -> None:
-        self.running: dict[int, MemoryProcess] = {}
-
-    async def start(self, spec: ContainerSpec, receipt: StartReceipt) -> RunningContainer:
-        await trio.lowlevel.checkpoint()
-        return MemoryProcess(self, spec, receipt)
 
 
 class InMemoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

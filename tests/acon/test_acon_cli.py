@@ -45,8 +45,9 @@ def run_acon(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_commands_that_scripts_rely_on_are_there() -> None:
     fixed = """image convert,image delegate,image sign,image show,plan,vendor make,vendor sign,
-        load,seal,start,ps,signal,doctor,evidence,verify,policy init,log show"""
-    assert {tuple(one.split()) for one in fixed.split(",")} <= set(ALL)
+        load,seal,start,ps,logs,signal,restart,invoke,inspect,events,doctor,evidence,verify,
+        policy init,log show"""
+    assert {tuple(one.split()) for one in fixed.split(",") if one.strip()} <= set(ALL)
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
@@ -120,6 +121,38 @@ def test_bash_takes_the_completion_and_offers_the_commands(tmp_path: Path) -> No
     assert {"convert", "delegate", "sign", "show"} <= set(offered.stdout.split())
 
 
+@pytest.mark.parametrize("command", ["logs", "inspect", "signal", "restart", "invoke"])
+def test_bash_offers_the_numbers_of_containers_where_one_is_meant(
+    command: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "completion"
+    script.write_text(run_acon("completion", "bash").stdout, encoding="utf-8")
+    # In the place of the command itself: what it would say of a daemon with three containers.
+    ask = (
+        'acon() { [ "$*" = "ps --quiet" ] && printf "1\n2\n31\n"; }; '
+        f"source {shlex.quote(str(script))}; "
+        f"COMP_WORDS=(acon {command} 3); COMP_CWORD=2; _shtab_acon; "
+        "printf '%s\n' \"${COMPREPLY[@]}\""
+    )
+    offered = subprocess.run(
+        ["bash", "-c", ask], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert offered.stdout.split() == ["31"]
+
+
+def test_zsh_has_what_it_calls_for_them() -> None:
+    script = run_acon("completion", "zsh").stdout
+    assert "\n_acon_containers() {" in script
+    assert ":_acon_containers" in script
+
+
+def test_options_that_a_command_does_not_know_are_said_with_its_own_usage() -> None:
+    done = run_acon("ps", "--surprise")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: acon ps ")
+    assert "unrecognized arguments: --surprise" in done.stderr
+
+
 def test_the_default_socket_is_where_the_daemon_listens_by_default() -> None:
     assert Settings().socket == DEFAULT_SOCKET
 
@@ -130,15 +163,3 @@ def test_control_characters_of_strangers_are_shown_and_not_obeyed(
     (tmp_path / "manifest.json").write_text('{"\x1b[2J": 1}'.replace("\x1b", "\\u001b"))
     assert acon("image", "show", tmp_path) == 2
     assert "\x1b" not in capsys.readouterr().err
-
-
-@pytest.mark.root
-def test_doctor_finds_what_this_machine_has_and_leaves_nothing_mounted(
-    acon: Acon, capsys: pytest.CaptureFixture[str]
-) -> None:
-    acon("doctor", "--json")
-    found = {one["subject"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
-    assert found["Python"]["state"] == "ok"
-    assert found["overlay"]["state"] in ("ok", "missing")
-    assert found["container runtime"]["found"]
-    assert "acon-doctor" not in Path("/proc/self/mountinfo").read_text()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from acon_daemon import Bundles, Daemon, lines_of
 from acon_helpers import Acon, MakeSigner, tar_of
+from http_fakes import IMAGE_ID
 
-from supervisor import PolicyDenied
+from supervisor import PolicyDenied, UnknownItem
 from supervisor.formats.digest import Digest, digest_of
 
 NONCE = "ab" * 32
@@ -157,6 +158,49 @@ async def test_an_image_is_started_by_name_by_name_with_version_by_digest_and_by
     assert len(daemon.operations.starts) == 4
 
 
+async def test_an_image_is_started_by_its_id_as_tables_cut_it_short(
+    daemon: Daemon,
+    bundles: Bundles,
+    make_signer: MakeSigner,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert await daemon.acon("load", bundles.image("app", make_signer("owner"))) == 0
+    image_id = str(daemon.operations.admitted[0].image_id)
+    capsys.readouterr()
+    assert await daemon.acon("status") == 0
+    algorithm, signer, manifest = image_id.split("/")
+    short = f"{algorithm}/{signer[:12]}../{manifest[:12]}.."
+    out = capsys.readouterr().out
+    # The status knows another image than those that were loaded: it is a fake.
+    assert f"sha384/{'a' * 12}../{'b' * 12}.." in out
+    assert "a" * 13 not in out
+    assert await daemon.acon("status", "--no-trunc") == 0
+    assert "a" * 96 in capsys.readouterr().out
+    for text in (short, f"{manifest[:12]}..", f"{algorithm}/{signer}"):
+        assert await daemon.acon("start", text) == 0
+    assert {started for started, _ in daemon.operations.starts} == {image_id}
+    assert await daemon.acon("start", f"{algorithm}/{signer[:12]}../{'0' * 12}..") == 1
+    assert await daemon.acon("start", algorithm + "/") == 1
+
+
+async def test_errors_show_ids_cut_short_and_json_shows_them_whole(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.operations.refusal = UnknownItem(IMAGE_ID, "is not here")
+    assert await daemon.acon("seal", "--anyway") == 1
+    assert f"sha384/{'a' * 12}../{'b' * 12}..: is not here" in capsys.readouterr().err
+    assert await daemon.acon("seal", "--anyway", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["error"]["item"] == IMAGE_ID
+
+
+async def test_a_rule_that_would_mend_a_refusal_is_shown_whole(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.operations.refusal = PolicyDenied(IMAGE_ID, f"add {IMAGE_ID} to policy.accepts")
+    assert await daemon.acon("seal", "--anyway") == 1
+    assert f"add {IMAGE_ID} to" in capsys.readouterr().err
+
+
 async def test_a_beginning_that_two_images_share_starts_neither(
     daemon: Daemon, bundles: Bundles, make_signer: MakeSigner
 ) -> None:
@@ -174,15 +218,6 @@ async def test_a_refusal_by_the_daemon_is_exit_code_1_with_its_reason(
     assert await daemon.acon("seal", "--json") == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["kind"], error["item"], error["expected"]) == ("policy", "item", "this")
-
-
-async def test_ps_shows_states_and_ends(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await daemon.acon("ps") == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert [row.split()[0] for row in rows] == ["ID", "1", "2", "3"]
-    assert "running  " in rows[1]
-    assert "exited with 3" in rows[2]
-    assert "killed by signal 9" in rows[3]
 
 
 async def test_signals_go_by_number_by_name_and_to_groups(daemon: Daemon) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from acon_helpers import Acon, MakeLayout, MakeSigner, Signer, tar_of
 
+from supervisor.formats.base64_text import to_base64
 from supervisor.formats.event_log import assemble_log, encode_record, replay
-from supervisor.formats.evidence import Evidence, EvidenceRequest, Proof, encode_evidence, to_base64
+from supervisor.formats.evidence import Evidence, EvidenceRequest, Proof, encode_evidence
 from supervisor.formats.log_events import Component, StartEvent, encode_event
 from supervisor.formats.status import Status, encode_status
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 import trio
+from acon_daemon import daemon_that
 from http_fakes import IMAGE_ID, FakeOperations, RawClient, ask, refusal_named, served
 from starlette.responses import JSONResponse
 from tls_files import make_tls_files
 
 import supervisor.errors
 from acon import client as client_module
-from acon.client import Client, ConnectionFailed
+from acon.client import Client
+from acon.connection import ConnectionFailed
 from acon.tar_source import FileTar
-from plugins.http_api.connections import HttpServer, tls_listener
+from plugins.http_api.connections import tls_listener
 from plugins.http_api.listeners import tls_context
+from plugins.http_api.server import HttpServer
 from plugins.http_api.settings import TcpSettings
 from supervisor.errors import (
     ConfigError,
@@ -38,8 +42,6 @@ from supervisor.seams import FileBlob
 DATA = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = digest_of("sha384", DATA)
 
-Handler = Callable[[trio.SocketStream], Awaitable[None]]
-
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,21 +54,6 @@ def tar(tmp_path: Path) -> FileTar:
     path = tmp_path / "layer.tar"
     path.write_bytes(DATA)
     return FileTar(path)
-
-
-@asynccontextmanager
-async def daemon_that(handler: Handler, folder: Path) -> AsyncIterator[Client]:
-    """A server on a Unix socket that does with each connection what `handler` does."""
-    path = folder / "odd.sock"
-    sock = trio.socket.socket(trio.socket.AF_UNIX)
-    with sock:
-        await sock.bind(str(path))
-        sock.listen()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, handler, [trio.SocketListener(sock)])
-            async with Client.over_socket(path) as client:
-                yield client
-            nursery.cancel_scope.cancel()
 
 
 async def test_every_call_reaches_the_daemon_and_its_answer_is_typed(tmp_path: Path) -> None:
@@ -93,7 +80,9 @@ async def test_every_call_reaches_the_daemon_and_its_answer_is_typed(tmp_path: P
     assert (fetched.state, fetched.received_bytes) == ("verified", None)
     assert status.sealed
     assert operations.starts == [(IMAGE_ID, ("A=1",))]
-    assert containers == operations.containers()
+    assert [msgspec.structs.asdict(one) for one in containers] == [
+        msgspec.structs.asdict(one) | {"memory_bytes": None} for one in operations.containers()
+    ]
     assert operations.signals == [(1, -9)]
     assert operations.nonces == [b"\x07" * 16]
     assert evidence == b'{"evidence":1}'
@@ -487,7 +476,7 @@ async def test_over_tls_the_given_root_decides(tmp_path: Path) -> None:
         JSONResponse({}), log=structlog.stdlib.get_logger(), max_connections=9, shutdown_s=0.2
     )
     async with listener, trio.open_nursery() as nursery:
-        await nursery.start(server.serve, [tls_listener(listener, context)])
+        await nursery.start(server.serve, tls_listener(listener, context))
         async with Client.over_url(url, ca_file=files.certificate) as client:
             await client.seal()
         async with Client.over_url(url, verify=False) as client:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.oci_runtime.cgroups import hierarchies
+from plugins.oci_runtime.hierarchies import visible_hierarchies
 
 pytestmark = pytest.mark.root
 
@@ -33,14 +33,26 @@ SCENES = (
     "3. The relying party writes its policy, from a rehearsal that it compares",
     "4. The operator boots a TD, loads the images as a group, seals, starts",
     "5. The relying party verifies offline, then sends a patient's record",
-    "6. The CSP updates the interpreter; the owners sign nothing",
-    "7. The relying party verifies offline, with the same policy as before, then sends",
-    "8. Attacks: each is refused, or exposed by the verdict",
+    "6. The operator looks after the containers, as far as their owners allow",
+    "7. The CSP updates the interpreter; the owners sign nothing",
+    "8. The relying party verifies offline, with the same policy as before, then sends",
+    "9. Attacks: each is refused, or exposed by the verdict",
+)
+# What the operator is shown, and what is not granted.
+OPERATED = (
+    "audit: entry 1",
+    "its manifest does not list this signal; expected -15, got 9",
+    "only entry points that begin with A to Z can be invoked from outside",
+    "container 5 runs again (restarts: 1)",
+    "container 5 says of itself, which nobody checked:",
+    "a restart is not in the log, RTMR[3] is what it was",
 )
 # Each attack of the project's promise, as its line begins, and how the line goes on.
 ATTACKS = {
     "a sixth image side-loaded before the seal": "refused",
     "the same among owners who do not reject it": "verdict FAILED",
+    "a program of eve's that writes to the register": "refused",
+    "the same, giving orders to the supervisor": "refused",
     "an image loaded after the seal": "refused",
     "one changed byte in a layer": "refused",
     "the CSP's older interpreter, python:1": "refused",
@@ -98,7 +110,8 @@ def remains(out: Path) -> set[str]:
     own_folder = str(runtime_dir / "plugins" / "oci_runtime")
     group = f"acond-{hashlib.sha256(own_folder.encode()).hexdigest()[:12]}"
     mountinfo = Path("/proc/self/mountinfo").read_text()
-    found = {f"group {root / group}" for root in hierarchies(mountinfo) if (root / group).exists()}
+    groups = (one.mount_point / group for one in visible_hierarchies())
+    found = {f"group {path}" for path in groups if path.exists()}
     if run_dir.exists():
         found.add(f"folder {run_dir}")
     if f"{run_dir}/" in mountinfo:
@@ -136,7 +149,10 @@ def test_every_scene_comes_out_as_it_should(alone: None, cache: Path, tmp_path: 
     assert transcript == said
     places = [transcript.find(f" {scene}") for scene in SCENES]
     assert -1 not in places and places == sorted(places), transcript
-    assert transcript.count("VERDICT: PASSED (SIMULATION)") == 2
+    assert transcript.count("VERDICT: PASSED (SIMULATION)") == 3
+    operated = transcript[places[5] : places[6]]
+    for line in OPERATED:
+        assert line in operated, operated
     for attack, outcome in ATTACKS.items():
         (line,) = re.findall(rf"^  {re.escape(attack)}\b.*$", transcript, re.MULTILINE)
         assert re.search(rf"  {outcome}\b", line), line

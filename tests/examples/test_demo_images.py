@@ -200,6 +200,8 @@ class ContainerSocket(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
 
+    do_PUT = do_POST
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -254,6 +256,8 @@ def programs(folder: Path, *, leave_out: str | None = None) -> Iterator[Chain]:
         "LISTEN_ADDRESS": "127.0.0.1",
         "PYTHON_BUILD_FILE": str(build_file),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(DEMO.parent / "inside"),
+        "TRAIL_FILE": str(folder / "trail"),
         "CONTAINER_SOCKET": str(folder / "acon.sock"),
         **{f"{name.upper()}_URL": f"http://127.0.0.1:{port}" for name, port in ports.items()},
     }

@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.formats.base64_text import to_base64
 from supervisor.formats.errors import FormatError
 from supervisor.formats.status import (
+    MAX_ATTESTATION_DATA_BYTES,
+    AttestationData,
     ContainerStatus,
     ImageStatus,
     Status,
+    attestation_data_bytes,
     decode_status,
     encode_status,
 )
@@ -31,6 +35,15 @@ STATUS = Status(
 )
 
 
+SAID = AttestationData(kind="text", data=to_base64("caf\u00e9\tat\r\n".encode()))
+
+
+def saying(kind: str, said: bytes | str) -> Status:
+    data = AttestationData(kind=kind, data=said if isinstance(said, str) else to_base64(said))
+    container = msgspec.structs.replace(RUNNING, attestation_data=data)
+    return msgspec.structs.replace(STATUS, containers=(container,))
+
+
 def test_a_status_survives_encoding() -> None:
     exited = msgspec.structs.replace(RUNNING, state="exited")
     ends: tuple[dict[str, int], ...] = ({"exit_code": 0}, {"signal": 9}, {})
@@ -39,7 +52,15 @@ def test_a_status_survives_encoding() -> None:
         measurement="halted: the register moved",
         containers=tuple(msgspec.structs.replace(exited, **end) for end in ends),
     )
-    for one in (STATUS, status):
+    many = msgspec.structs.replace(
+        STATUS,
+        containers=(
+            msgspec.structs.replace(RUNNING, restarts=7, attestation_data=SAID),
+            msgspec.structs.replace(RUNNING, state="starting", attestation_data=SAID),
+        ),
+    )
+    longest = saying("binary", bytes(range(256)) * (MAX_ATTESTATION_DATA_BYTES // 256))
+    for one in (STATUS, status, many, longest, saying("text", b""), saying("binary", b"")):
         assert decode_status(encode_status(one)) == one
 
 
@@ -55,8 +76,12 @@ def test_the_document_is_what_the_format_says() -> None:
         "state": "running",
         "exit_code": None,
         "signal": None,
+        "restarts": 0,
+        "attestation_data": None,
         "start_event_digest_sha384": "c" * 96,
     }
+    (container,) = json.loads(encode_status(saying("text", b"hi")))["containers"]
+    assert container["attestation_data"] == {"kind": "text", "data": "aGk="}
 
 
 IMPOSSIBLE = {
@@ -77,6 +102,20 @@ IMPOSSIBLE = {
     "no start event": msgspec.structs.replace(
         STATUS, containers=(msgspec.structs.replace(RUNNING, start_event_digest_sha384=""),)
     ),
+    "restarted less than never": msgspec.structs.replace(
+        STATUS, containers=(msgspec.structs.replace(RUNNING, restarts=-1),)
+    ),
+    "words of one that has ended": msgspec.structs.replace(
+        STATUS,
+        containers=(msgspec.structs.replace(RUNNING, state="exited", attestation_data=SAID),),
+    ),
+    "words of an unknown kind": saying("json", b"{}"),
+    "words that are too long": saying("binary", bytes(MAX_ATTESTATION_DATA_BYTES + 1)),
+    "words that are no base64": saying("binary", "a word"),
+    "words in another base64": saying("binary", "aGl="),
+    "a text that is no UTF-8": saying("text", b"ok\xff"),
+    "a text with a NUL": saying("text", b"hi\0"),
+    "a text that colours terminals": saying("text", b"\x1b[31mred"),
 }
 
 
@@ -87,6 +126,16 @@ def test_a_status_that_no_supervisor_writes_is_refused_both_ways(status: Status)
     raw = json.dumps(msgspec.to_builtins(status), sort_keys=True, separators=(",", ":"))
     with pytest.raises(FormatError):
         decode_status(raw.encode())
+
+
+def test_a_status_that_is_too_large_to_be_read_is_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = encode_status(STATUS)
+    monkeypatch.setattr("supervisor.formats.status.MAX_STATUS_BYTES", len(raw))
+    assert encode_status(STATUS) == raw
+    with pytest.raises(FormatError, match="larger than its limit"):
+        encode_status(msgspec.structs.replace(STATUS, sealed=False))
 
 
 def canonical(value: object) -> bytes:
@@ -103,7 +152,7 @@ def test_missing_unknown_and_mistyped_fields_are_refused() -> None:
             decode_status(canonical({**value, name: 7}))
     with pytest.raises(FormatError):
         decode_status(canonical({**value, "more": []}))
-    for name in ("exit_code", "signal"):
+    for name in ("exit_code", "signal", "restarts", "attestation_data"):
         container = {key: field for key, field in value["containers"][0].items() if key != name}
         with pytest.raises(FormatError, match="spelt out"):
             decode_status(canonical({**value, "containers": [container]}))
@@ -129,3 +178,13 @@ def test_no_mutation_makes_the_decoder_raise_anything_else(patch: bytes, at: int
     except FormatError:
         return
     assert encode_status(status) == mutated
+
+
+@given(st.sampled_from(["binary", "text"]), st.binary(max_size=64))
+def test_attestation_data_is_read_as_it_was_said_or_refused(kind: str, said: bytes) -> None:
+    data = AttestationData(kind=kind, data=to_base64(said))
+    try:
+        assert attestation_data_bytes(data, item="data") == said
+    except FormatError as error:
+        assert kind == "text"
+        assert error.item == "data.data"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import secrets
+import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +24,8 @@ pytestmark = pytest.mark.root
 
 SPEAK = Path(__file__).resolve().parents[1] / "speak_from_inside.py"
 OWN_SOCKET = "/run/acon.sock"
+# The same one, where ACON's clients look.
+ALSO_OWN_SOCKET = "/shared/acon.sock"
 FINDS_SOCKETS = """\
 find / -type s > /tmp/found.new 2> /dev/null; mv /tmp/found.new /tmp/found
 trap 'exit 0' TERM
@@ -123,6 +128,52 @@ def test_a_container_cannot_speak_for_another(
     assert not machine.status().sealed
 
 
+def test_acons_clients_find_each_container_its_own_socket_in_the_folder_that_all_share(
+    machine: Machine, patient: Image, other: Image
+) -> None:
+    machine.start_daemon()
+    machine.load(patient, other)
+    views = [machine.start(image) for image in (patient, other)]
+    for view, image in zip(views, (patient, other), strict=True):
+        assert view.pid is not None
+        ask = b"GET /self HTTP/1.0\r\nHost: td\r\n\r\n"
+        answer = json.loads(speak(view.pid, ALSO_OWN_SOCKET, ask).stdout.partition(b"\r\n\r\n")[2])
+        assert answer == {"container_id": view.container_id, "image_id": image.image_id}
+
+
+def test_what_a_program_says_of_itself_is_in_the_verdict_on_others_evidence_until_it_ends(
+    machine: Machine, patient: Image, other: Image
+) -> None:
+    machine.start_daemon()
+    machine.load(patient, other)
+    views = [machine.start(image) for image in (patient, other)]
+    policy = machine.new_policy()
+
+    def said() -> dict[int, tuple[str, bytes]]:
+        nonce, raw = machine.fetch_evidence()
+        verdict = machine.judge(nonce, raw, policy)
+        assert failed_checks(verdict) == []
+        return {
+            one.container_id: (one.kind, one.data)
+            for start in verdict.facts.starts
+            for one in start.attestation_data
+        }
+
+    one, two = (view.container_id for view in views)
+    assert views[0].pid is not None and views[1].pid is not None
+    assert said() == {}
+    words = {"kind": "text", "data": base64.b64encode(b"ready").decode()}
+    assert request(views[0].pid, "PUT", "/attestation-data", words) == (200, b"{}")
+    binary = struct.pack("<iIi", 2, 14, 1) + b"\xff\0"  # ACON's protocol
+    assert speak(views[1].pid, ALSO_OWN_SOCKET, binary).stdout == struct.pack("<iI", 3, 8)
+    assert said() == {one: ("text", b"ready"), two: ("binary", b"\xff\0")}
+    assert request(views[0].pid, "DELETE", "/attestation-data")[0] == 200
+    assert said() == {two: ("binary", b"\xff\0")}
+    os.kill(views[1].pid, signal.SIGKILL)
+    wait_until(lambda: machine.containers()[1].state == "exited", "the end of a container")
+    assert said() == {}
+
+
 def test_the_only_socket_that_a_container_can_reach_is_its_own(
     machine: Machine, images: ImageMaker
 ) -> None:
@@ -135,7 +186,7 @@ def test_the_only_socket_that_a_container_can_reach_is_its_own(
     wait_until(found.exists, "a container that has looked everywhere")
     # /proc shows the own root again and again; nothing else there is a file.
     seen = {line for line in found.read_text().split() if not line.startswith("/proc/")}
-    assert seen == {OWN_SOCKET}
+    assert seen == {OWN_SOCKET, ALSO_OWN_SOCKET}
     targets = machine.sockets()
     assert {machine.api, machine.td_socket, owner_socket_path(machine.td_socket)} < set(targets)
     for target in targets:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
-from integration_images import Image, ImageMaker, layers_of, upload_of
+from integration_images import Image, ImageFile, ImageMaker, layers_of, upload_of
 from integration_machine import (
+    PATIENCE_S,
     Machine,
     failed_checks,
     is_alive,
@@ -19,6 +24,7 @@ from integration_machine import (
 )
 
 from acon.client import Client
+from supervisor.container_seams import Invocation
 from supervisor.errors import Conflict, MeasurementHalted, Refusal
 from supervisor.formats.evidence import decode_evidence
 
@@ -62,6 +68,104 @@ def test_after_a_crash_containers_are_ended_and_images_stay_admitted(
     assert all(pid is not None and is_alive(pid) for pid in again)
     # A start that was measured before is the same start: nothing is extended twice.
     assert machine.require_agreement(policy) == before
+
+
+INVOKED = "sleep 4711"
+
+
+@pytest.fixture(scope="module")
+def callable_image(images: ImageMaker) -> Image:
+    """Runs until it is asked to end, and has an entry point that takes its time."""
+    slow = ImageFile(f"#!/bin/sh\n{INVOKED}\n".encode())
+    return images.make("callable", files={"lib/acon/entrypoint.d/Slow": slow})
+
+
+def start_for_ever(machine: Machine, image: Image, _container_id: int) -> None:
+    async def work(client: Client) -> None:
+        while True:
+            await client.start(image.image_id)
+
+    machine.ask(work)
+
+
+def invoke_for_ever(machine: Machine, _image: Image, container_id: int) -> None:
+    invocation = Invocation(entry_point="Slow", capture_bytes=0, timeout_s=300)
+    machine.ask(lambda client: client.invoke(container_id, invocation))
+
+
+def restart_for_ever(machine: Machine, _image: Image, container_id: int) -> None:
+    async def work(client: Client) -> None:
+        while True:
+            await client.restart(container_id, timeout_s=60)
+
+    machine.ask(work)
+
+
+def a_runtime_starts(machine: Machine) -> bool:
+    return any(" run --detach " in line for line in machine.processes())
+
+
+def a_command_runs(machine: Machine) -> bool:
+    mark = b"\0".join(word.encode() for word in INVOKED.split())
+    for pid in machine.container_processes():
+        with suppress(OSError):  # it may have ended since
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(mark):
+                return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("work", "is_under_way"),
+    [
+        (None, lambda machine: True),
+        (start_for_ever, a_runtime_starts),
+        (invoke_for_ever, a_command_runs),
+        (restart_for_ever, a_runtime_starts),
+    ],
+    ids=["running", "starting", "invoking", "restarting"],
+)
+def test_what_a_killed_daemon_was_at_is_ended_first_and_told(
+    machine: Machine,
+    callable_image: Image,
+    work: Callable[[Machine, Image, int], None] | None,
+    is_under_way: Callable[[Machine], bool],
+) -> None:
+    machine.start_daemon()
+    machine.load(callable_image)
+    # One that nothing is done with is there in every case.
+    bystander, container = (machine.start(callable_image) for _ in range(2))
+    with ThreadPoolExecutor(1) as thread:
+        busy = work and thread.submit(work, machine, callable_image, container.container_id)
+        wait_until(lambda: is_under_way(machine), "a daemon that is in the midst of it")
+        machine.kill_daemon()
+        if busy is not None:
+            with pytest.raises(Refusal):
+                busy.result(PATIENCE_S)
+    assert bystander.pid is not None and is_alive(bystander.pid)
+    left = machine.container_processes()
+
+    machine.start_daemon()
+
+    assert machine.container_processes() == set()
+    # A first process is not quite gone before init has reaped a command that was invoked in it.
+    wait_until(lambda: not any(is_alive(pid) for pid in left), "the end of all that was left")
+    assert machine.containers() == ()
+    (note,) = [one for one in machine.status().notes if "what it had left was ended" in one]
+    machine.load_layers(callable_image)
+    machine.start(callable_image)
+    happened = machine.events()
+    # Before anything is admitted, fetched or started, and once.
+    assert [one.type for one in happened].index("predecessor.ended") == 0
+    assert [one.type for one in happened].count("predecessor.ended") == 1
+    ended = happened[0].event
+    assert str(bystander.container_id) in cast(list[str], ended["containers"])
+    assert cast(int, ended["processes"]) >= 2
+    assert f"processes: {ended['processes']}" in note
+    # What a daemon ended in order is no predecessor's.
+    assert machine.stop_daemon() == 0
+    machine.start_daemon()
+    assert not [one for one in machine.status().notes if "what it had left was ended" in one]
+    assert "predecessor.ended" not in [one.type for one in machine.events()]
 
 
 def test_a_supervisor_with_another_configuration_is_measured_after_a_crash(
@@ -157,8 +261,7 @@ def test_a_boot_of_the_td_puts_the_journal_aside(machine: Machine, patient: Imag
     assert machine.images() == ()
     records = machine.require_agreement()
     assert records == before[:1]
-    (note,) = machine.status().notes
-    assert "a new boot" in note
+    assert sum("a new boot" in note for note in machine.status().notes) == 1
     (aside,) = machine.runtime_dir.glob("journal.old-*")
     assert all(record.raw in aside.read_bytes() for record in before)
     machine.load(patient)

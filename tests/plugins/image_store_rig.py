@@ -127,13 +127,33 @@ class Layout:
         return self.add(gzip.compress(tar, mtime=0))
 
 
+class ShownRoot:
+    """A root, and the folder `path` where it is attached until it is hidden or closed."""
+
+    def __init__(self, root: Rootfs, path: Path) -> None:
+        self.root = root
+        self.path = path
+        path.mkdir(parents=True)
+        root.attach(path)
+
+    def hide(self) -> None:
+        self.root.detach()
+        self.path.rmdir()
+
+    async def close(self) -> None:
+        if self.path.exists():
+            self.hide()
+        await self.root.close()
+
+
 class Rig:
-    """A store that is open, and what it reported."""
+    """A store that is open, and what it reported. Roots are shown below `shown_dir`."""
 
     def __init__(self, plugin: ImageStore, store: Store, runtime_dir: Path) -> None:
         self.plugin = plugin
         self.store = store
         self.runtime_dir = runtime_dir
+        self.shown_dir = runtime_dir.parent / "shown"
         self.events: list[Event] = []
 
     async def send(self, tar: bytes, *, size_bytes: int | None = None) -> StoredLayer:
@@ -152,10 +172,11 @@ class Rig:
         container_id: int = 1,
         id_map: IdMap = ID_MAP,
         writable: bool = False,
-    ) -> Rootfs:
-        return await self.store.mount(
+    ) -> ShownRoot:
+        root = await self.store.mount(
             layers, container_id=container_id, id_map=id_map, writable=writable
         )
+        return ShownRoot(root, self.shown_dir / str(container_id))
 
     def mounts(self) -> list[str]:
         """Below the store's own tmpfs, relative to it."""
@@ -199,6 +220,11 @@ def memory_files() -> int:
     return count
 
 
+def descriptors() -> int:
+    """How many this process has; a mount that nobody closed would be one of them."""
+    return len(os.listdir("/proc/self/fd"))
+
+
 def make_plugin(runtime_dir: Path, events: list[Event], **settings: object) -> ImageStore:
     runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     context = PluginContext(
@@ -229,7 +255,9 @@ async def running(tmp_path: Path, **settings: object) -> AsyncIterator[Rig]:
     rig.events = events
     async with store.opened():
         yield rig
-    assert mounts_under(os.fsencode(runtime_dir)) == []
+    assert mounts_under(os.fsencode(tmp_path)) == []
+    for left in rig.shown_dir.glob("*"):
+        left.rmdir()
     assert list(runtime_dir.iterdir()) == []
     assert store.budget.used_bytes == 0
 

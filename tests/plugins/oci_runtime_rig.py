@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,13 +14,15 @@ from typing import cast
 
 import structlog
 import trio
+from control_group_views import groups_called
 
-from plugins.oci_runtime import OciRuntime
+from plugins.oci_runtime import OciRuntime, kernel
 from plugins.oci_runtime.container import Container
+from plugins.oci_runtime.elf import elf_file
 from plugins.oci_runtime.gateway import Gateway
 from plugins.oci_runtime.launcher import Launcher
-from plugins.oci_runtime.probe import elf_file
-from supervisor import ContainerSpec, IdMap, PluginContext, StartReceipt
+from plugins.oci_runtime.prepared import Prepared
+from supervisor import ContainerSpec, ExitStatus, IdMap, PluginContext, StartReceipt
 from supervisor.formats.log_events import StartContainerEvent
 
 BUSYBOX = Path("/bin/busybox")
@@ -52,6 +55,24 @@ def write_program(rootfs: Path, name: str, x86_code: bytes) -> str:
     return f"/bin/{name}"
 
 
+def call(number: int, *arguments: int) -> bytes:
+    """x86-64 instructions for one system call."""
+    # mov edi / esi / edx / r10d / r8d, imm32; mov eax, number; syscall
+    loads = (b"\xbf", b"\xbe", b"\xba", b"\x41\xba", b"\x41\xb8")
+    code = b"".join(
+        load + struct.pack("<I", argument) for load, argument in zip(loads, arguments, strict=False)
+    )
+    return code + b"\xb8" + struct.pack("<I", number) + b"\x0f\x05"
+
+
+# neg eax; mov edi, eax; mov eax, 60 (exit); syscall: the errno of the call before.
+EXIT_WITH_ERRNO = bytes.fromhex("f7d889c7b83c0000000f05")
+
+
+def one_call(number: int, *arguments: int) -> bytes:
+    return call(number, *arguments) + EXIT_WITH_ERRNO
+
+
 def receipt_for(spec: ContainerSpec) -> StartReceipt:
     """The receipt that measuring exactly this start would have given."""
     event = StartContainerEvent(
@@ -62,6 +83,67 @@ def receipt_for(spec: ContainerSpec) -> StartReceipt:
         environment=spec.environment,
     )
     return StartReceipt._create("00" * 48, event)
+
+
+class BoundRoot:
+    """A `Rootfs` out of a folder: visible while attached, by a bind mount."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._target: Path | None = None
+
+    def attach(self, target: Path) -> None:
+        kernel.bind(self.folder, target)
+        self._target = target
+
+    def detach(self) -> None:
+        if self._target is not None:
+            kernel.unmount(self._target)
+            self._target = None
+
+    async def close(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.detach()
+
+
+class MemoryLog:
+    """A `LogSink` that keeps everything, in order of arrival."""
+
+    def __init__(self) -> None:
+        self.chunks: list[tuple[int, bytes]] = []
+
+    def write(self, fd: int, chunk: bytes) -> None:
+        self.chunks.append((fd, chunk))
+
+    def text(self, fd: int | None = None) -> bytes:
+        """Of one descriptor, or of all."""
+        return b"".join(chunk for from_fd, chunk in self.chunks if fd in (None, from_fd))
+
+
+class Held:
+    """One run of a container, with all that it has: `destroy` frees that too."""
+
+    def __init__(self, prepared: Prepared, run: Container, log: MemoryLog) -> None:
+        self.prepared = prepared
+        self.run = run
+        self.log = log
+
+    @property
+    def pid(self) -> int:
+        return self.run.pid
+
+    def logs(self) -> bytes:
+        return self.log.text()
+
+    async def wait(self) -> ExitStatus:
+        return await self.run.wait()
+
+    async def signal(self, signum: int, *, whole_group: bool) -> None:
+        await self.run.signal(signum, whole_group=whole_group)
+
+    async def destroy(self) -> None:
+        await self.run.destroy()
+        await self.prepared.close()
 
 
 class Rig:
@@ -76,7 +158,7 @@ class Rig:
 
     @property
     def instance(self) -> str:
-        return Gateway(self.folder, scratch_size_mib=1, shared_size_mib=1).instance
+        return Gateway(self.folder, shared_size_mib=1).instance
 
     def spec(
         self,
@@ -86,11 +168,13 @@ class Rig:
         uids: tuple[int, ...] = (),
         writable_root: bool = False,
         log_fds: tuple[int, ...] = (1, 2),
+        root: Path | None = None,
     ) -> ContainerSpec:
         """A container of its own id, ids and listening socket."""
         self._last_id += 1
         container_id = self._last_id
         socket_path = self.folder / f"{container_id}.sock"
+        socket_path.unlink(missing_ok=True)  # of a rig before this one in the same folder
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(socket_path))
         socket_path.chmod(0o666)
@@ -101,7 +185,7 @@ class Rig:
         return ContainerSpec(
             container_id=container_id,
             image_id=f"sha384/{'a' * 96}/{'b' * 96}",
-            root=self.rootfs,
+            root=BoundRoot(root or self.rootfs),
             argv=argv,
             environment=environment,
             working_dir=working_dir,
@@ -112,8 +196,14 @@ class Rig:
             socket_path=socket_path,
         )
 
-    async def start(self, spec: ContainerSpec) -> Container:
-        return await self.launcher.start(spec, receipt_for(spec))
+    async def start(self, spec: ContainerSpec) -> Held:
+        prepared = await self.launcher.prepare(spec)
+        log = MemoryLog()
+        try:
+            return Held(prepared, await prepared.start(receipt_for(spec), log), log)
+        except BaseException:
+            await prepared.close()
+            raise
 
     async def output_of(self, spec: ContainerSpec) -> str:
         """What a program printed until it ended with exit code 0."""
@@ -130,12 +220,31 @@ class Rig:
     async def shell(self, script: str, *, uids: tuple[int, ...] = ()) -> str:
         return await self.output_of(self.spec("/bin/sh", "-c", script, uids=uids))
 
-    def remains(self) -> list[str]:
-        """Every trace of a container anywhere: state, bundles, groups, mounts, processes, fds."""
+    async def run_once(self, prepared: Prepared, spec: ContainerSpec) -> str:
+        """What one run of a container that is kept printed; exit code 0."""
+        log = MemoryLog()
+        with trio.fail_after(20):
+            run = await prepared.start(receipt_for(spec), log)
+            try:
+                status = await run.wait()
+            finally:
+                await run.destroy()
+        assert status.exit_code == 0, (status, log.text())
+        return log.text().decode()
+
+    def passages(self) -> list[Path]:
+        """Containers' own folders in the gateway, which last as long as bundles do."""
+        gateway = Gateway(self.folder, shared_size_mib=1).path
+        return [path for path in gateway.iterdir() if path.name != "shared"]
+
+    def remains(self, *, bundles: bool = True) -> list[str]:
+        """Every trace of a container anywhere: state, groups, mounts, processes, and bundles,
+        which last as long as what is prepared."""
         return [
             *(str(path) for path in (self.folder / "state").iterdir()),
-            *(str(path) for path in (self.folder / "bundles").iterdir()),
+            *(str(path) for path in (self.folder / "bundles").iterdir() if bundles),
             *traces_of(self.instance, with_gateway=False),
+            *(str(path) for path in self.passages() if bundles),
             *(f"child {child}" for child in children()),
         ]
 
@@ -143,7 +252,10 @@ class Rig:
 def traces_of(instance: str, *, with_gateway: bool) -> list[str]:
     """Control groups and mounts of one instance."""
     found = [
-        str(path) for path in Path("/sys/fs/cgroup").glob(f"**/acond-{instance}/*") if path.is_dir()
+        folder
+        for group in groups_called(f"acond-{instance}")
+        for folder, _, _ in os.walk(group)
+        if folder != str(group)
     ]
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mount_point = line.split(" ")[4]

@@ -25,6 +25,33 @@ async def test_a_send_that_nobody_reads_ends_even_under_a_shield(
     assert 10 + 1024 <= took < 10 + 1024 + 5
 
 
+async def test_a_client_that_may_be_slow_has_until_then_and_the_usual_time(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs:
+        stream = BoundedStream(trio.SocketStream(ours))
+        connection = Connection(stream, None)
+        began = trio.current_time()
+        with connection.patience(began + 500), pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(bytes(16 << 20))
+        took = trio.current_time() - began
+        assert connection.lost
+    assert 500 + 10 + 1024 <= took < 500 + 10 + 1024 + 5
+
+
+async def test_a_stream_knows_that_what_it_sends_does_not_arrive() -> None:
+    ours, theirs = trio.socket.socketpair()
+    with ours:
+        stream = BoundedStream(trio.SocketStream(ours))
+        await stream.send_all(b"x")
+        assert not stream.lost
+        theirs.close()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(b"x")
+        assert stream.lost
+
+
 async def test_cutting_a_stream_ends_a_send_that_is_shielded() -> None:
     ours, theirs = trio.socket.socketpair()
     with ours, theirs, trio.fail_after(5):

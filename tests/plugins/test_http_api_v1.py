@@ -21,6 +21,7 @@ from supervisor import (
     DeadlineExceeded,
     Denied,
     FormatError,
+    Invocation,
     MeasurementHalted,
     PolicyDenied,
     Refusal,
@@ -130,12 +131,111 @@ async def test_a_recorded_kill_without_content_type_is_understood(
     assert operations.signals == [(2, signum)]
 
 
-@pytest.mark.parametrize("request_name", ["restart", "invoke-post-exec"])
-async def test_recorded_restart_and_exec_are_no_calls_and_say_so(
-    vectors: Path, tmp_path: Path, request_name: str
+async def test_a_recorded_restart_is_understood(vectors: Path, tmp_path: Path) -> None:
+    operations = FakeOperations()
+    async with served(operations, tmp_path) as socket:
+        answer = await replay(socket, recorded(vectors, "restart"))
+        default = await ask(socket, "POST", "/api/v1/container/1/restart", body=b"")
+    assert (answer.status, answer.body) == (200, b"")
+    assert default.status == 200
+    assert operations.restarts == [(2, 7), (1, 30)]
+
+
+async def test_a_recorded_call_brings_back_its_outputs_as_numbers(
+    vectors: Path, tmp_path: Path
 ) -> None:
+    operations = FakeOperations()
+    async with served(operations, tmp_path) as socket:
+        answer = await replay(socket, recorded(vectors, "invoke-post-exec"))
+    assert answer.json == {"stdout": list(b"out\xff"), "stderr": []}
+    assert operations.invocations == [
+        (
+            2,
+            Invocation(
+                entry_point="Hello",
+                arguments=("bob", "two words"),
+                stdin=b"stdin data\n",
+                timeout_s=5,
+                capture_bytes=1000,
+            ),
+        )
+    ]
+
+
+async def test_a_call_has_the_defaults_of_acon_and_passes_on_its_environment(
+    tmp_path: Path,
+) -> None:
+    operations = FakeOperations()
+    header = "Content-Type: multipart/form-data; boundary=B"
+    body = part("cmd", b"Hello\n") + part("env", b"A=1\nB=\n") + b"--B--\r\n"
+    async with served(operations, tmp_path) as socket:
+        answer = await ask(socket, "POST", "/api/v1/container/1/exec", header, body=body)
+    assert answer.status == 200
+    assert operations.invocations == [
+        (
+            1,
+            Invocation(
+                entry_point="Hello",
+                environment=("A=1", "B="),
+                timeout_s=30,
+                capture_bytes=0x20000,
+            ),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "form", "words"),
+    [
+        ("?timeout=0", b"", b"timeout"),
+        ("?timeout=3601", b"", b"timeout"),
+        ("?timeout=", b"", b"timeout"),
+        ("?capture_size=1048577", b"", b"capture_size"),
+        ("?capture_size=1e3", b"", b"capture_size"),
+        ("", b"", b"cmd"),
+        ("", b"cmd=\n\n", b"cmd"),
+        ("", b"cmd=\xff", b"cmd"),
+        ("", b"cmd=Hello\nA\0B", b"arguments"),
+        ("", b"cmd=Hello env=A", b"environment"),
+        ("", b"cmd=Hello more=A", b"more"),
+    ],
+)
+async def test_a_wrong_call_is_refused_before_anything_runs(
+    tmp_path: Path, query: str, form: bytes, words: bytes
+) -> None:
+    operations = FakeOperations()
+    fields = [field.split(b"=", 1) for field in (form or b"cmd=Hello").split(b" ")]
+    if not query and not form:
+        fields = []
+    body = b"".join(part(name.decode(), value) for name, value in fields) + b"--B--\r\n"
+    header = "Content-Type: multipart/form-data; boundary=B"
+    async with served(operations, tmp_path) as socket:
+        target = f"/api/v1/container/1/exec{query}"
+        answer = await ask(socket, "POST", target, header, body=body)
+    assert answer.status == 400
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert words in answer.body
+    assert not operations.invocations
+
+
+@pytest.mark.parametrize("call", ["restart", "exec"])
+async def test_a_deadline_that_passed_is_told_with_acons_status(
+    vectors: Path, tmp_path: Path, call: str
+) -> None:
+    operations = FakeOperations()
+    operations.refusal = refusal_named(DeadlineExceeded)
+    request = {"restart": "restart", "exec": "invoke-post-exec"}[call]
+    async with served(operations, tmp_path) as socket:
+        answer = await replay(socket, recorded(vectors, request))
+    assert (answer.status, answer.body) == (
+        408,
+        b"the item: the rule; expected this, got that\n",
+    )
+
+
+async def test_an_openid_call_is_no_call_and_says_so(tmp_path: Path) -> None:
     async with served(FakeOperations(), tmp_path) as socket:
-        answer = await replay(socket, recorded(vectors, request_name))
+        answer = await ask(socket, "POST", "/api/v1/oauth2/login", body=b"")
     assert answer.status == 404
     assert answer.headers["content-type"].startswith("text/plain")
     assert b"is no call of this API" in answer.body
@@ -208,6 +308,10 @@ async def test_errors_are_plain_text_with_acons_status(
         ("POST", "/api/v1/container/2/kill", (), b"", b"signal_num"),
         ("POST", "/api/v1/container/2/kill", (), b"\xff=1", b"urlencoded"),
         ("POST", "/api/v1/container/-2/kill", (), b"signal_num=9", b"container id"),
+        ("POST", "/api/v1/container/0/restart", (), b"", b"container id"),
+        ("POST", "/api/v1/container/2/restart?timeout=-1", (), b"", b"timeout"),
+        ("POST", "/api/v1/container/2/restart?timeout=3601", (), b"", b"timeout"),
+        ("POST", "/api/v1/container/2/restart?timeout=x", (), b"", b"timeout"),
         ("POST", "/api/v1/container/start", (), None, b"image_id"),
         ("GET", "/api/v1/container/report?nonce_hi=1", (), None, b"nonce_lo"),
         (

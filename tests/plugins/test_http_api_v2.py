@@ -13,7 +13,6 @@ import structlog
 import trio
 from http_fakes import (
     IMAGE_ID,
-    START_DIGEST,
     FakeOperations,
     ask,
     ask_json,
@@ -72,11 +71,10 @@ async def test_a_group_is_admitted_in_one_request(tmp_path: Path) -> None:
     }
 
 
-async def test_images_containers_and_status_are_shown(tmp_path: Path) -> None:
+async def test_images_and_status_are_shown(tmp_path: Path) -> None:
     operations = FakeOperations()
     async with served(operations, tmp_path) as socket:
         images = await ask(socket, "GET", "/api/v2/images")
-        containers = await ask(socket, "GET", "/api/v2/containers")
         status = await ask(socket, "GET", "/api/v2/status")
     assert images.json == {
         "images": [
@@ -88,40 +86,18 @@ async def test_images_containers_and_status_are_shown(tmp_path: Path) -> None:
             }
         ]
     }
-    shown = msgspec.json.decode(containers.body)["containers"]
-    assert shown[0] == {
-        "container_id": 1,
-        "image_id": IMAGE_ID,
-        "state": "running",
-        "pid": 77,
-        "exit_code": None,
-        "signal": None,
-        "argv": ["/app", "one"],
-        "start_event_digest_sha384": START_DIGEST,
-    }
     assert status.body == operations.status()
     assert not decode_status(status.body).sealed
 
 
-async def test_start_signal_seal_fetch_and_evidence_reach_the_supervisor(tmp_path: Path) -> None:
+async def test_seal_fetch_and_evidence_reach_the_supervisor(tmp_path: Path) -> None:
     operations = FakeOperations()
     blob = FileBlob(file="/oci/blob", blob_digest="sha256:00", media_type="tar", size_bytes=3)
     async with served(operations, tmp_path) as socket:
-        started = await ask_json(
-            socket,
-            "POST",
-            "/api/v2/containers",
-            {"image_id": IMAGE_ID, "environment": ["A=1", "B="]},
-        )
-        bare = await ask_json(socket, "POST", "/api/v2/containers", {"image_id": IMAGE_ID})
-        signal = await ask_json(socket, "POST", "/api/v2/containers/7/signal", {"signal": -15})
         seal = await ask(socket, "POST", "/api/v2/seal", body=b"")
         fetch = await ask_json(socket, "POST", f"{LAYER}/fetch", {"source": blob})
         layer = await ask(socket, "GET", LAYER)
         evidence = await ask_json(socket, "POST", "/api/v2/evidence", {"nonce": "0f" * 16})
-    assert (started.json, bare.json) == ({"container_id": 1}, {"container_id": 2})
-    assert operations.starts == [(IMAGE_ID, ("A=1", "B=")), (IMAGE_ID, ())]
-    assert (signal.json, operations.signals) == ({}, [(7, -15)])
     assert (seal.json, operations.sealed) == ({}, True)
     assert (fetch.json, operations.fetched) == ({"state": "verified"}, [blob])
     assert layer.json == {"state": "verified", "received_bytes": None, "total_bytes": None}

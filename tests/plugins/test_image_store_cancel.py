@@ -18,6 +18,8 @@ from image_store_rig import (
     NOTHING,
     Layout,
     Rig,
+    ShownRoot,
+    descriptors,
     entry,
     expected_for,
     folder,
@@ -29,7 +31,6 @@ from image_store_rig import (
 from inflate_rig import children, pipes
 
 from plugins.image_store.arrival.upload import FLUSH_BYTES
-from supervisor import Rootfs
 
 pytestmark = pytest.mark.root
 
@@ -113,8 +114,8 @@ async def mount_round(id_shift: str, cancelling: Cancelling) -> None:
     with tempfile.TemporaryDirectory() as directory:
         async with running(Path(directory), id_shift=id_shift) as rig:
             layer = await rig.add(TAR)
-            before = rig.leftovers()
-            mounted: list[Rootfs] = []
+            before = rig.leftovers(), descriptors()
+            mounted: list[ShownRoot] = []
 
             async def operation() -> None:
                 mounted.append(await rig.mount(layer, writable=True))
@@ -123,7 +124,7 @@ async def mount_round(id_shift: str, cancelling: Cancelling) -> None:
             assert finished == bool(mounted)
             if finished:
                 await mounted[0].close()
-            assert rig.leftovers() == before
+            assert (rig.leftovers(), descriptors()) == before
             again = await rig.mount(layer, writable=True)
             await again.close()
             await rig.store.discard(layer.stored)
@@ -134,6 +135,7 @@ async def close_round(cancelling: Cancelling) -> None:
     with tempfile.TemporaryDirectory() as directory:
         async with running(Path(directory)) as rig:
             layer = await rig.add(TAR)
+            before = descriptors()
             root = await rig.mount(layer, writable=True)
 
             async def operation() -> None:
@@ -142,6 +144,7 @@ async def close_round(cancelling: Cancelling) -> None:
 
             await cancelling(operation)
             await root.close()
+            assert descriptors() == before
             await rig.store.discard(layer.stored)
             assert rig.leftovers() == NOTHING
 

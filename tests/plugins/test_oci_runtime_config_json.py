@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -10,23 +12,24 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oci_runtime_rig import BoundRoot
 
-from plugins.oci_runtime.cgroups import hierarchies
-from plugins.oci_runtime.config_json import oci_config
+from plugins.oci_runtime.config_json import Common, oci_config
 from plugins.oci_runtime.gateway import Gateway, Places, reachable_ancestor
+from plugins.oci_runtime.spawn import SEARCH_PATH
 from supervisor import ContainerSpec, IdMap
 
 PLACES = Places(
     root=Path("/gate/7/root"),
-    tmp=Path("/gate/7/tmp"),
-    run=Path("/gate/7/run"),
+    tmp=Path("/gate/7/scratch/tmp"),
+    run=Path("/gate/7/scratch/run"),
     shared=Path("/gate/shared"),
     socket=Path("/gate/7/acon.sock"),
 )
 SPEC = ContainerSpec(
     container_id=7,
     image_id="sha384/a/b",
-    root=Path("/elsewhere"),
+    root=BoundRoot(Path("/elsewhere")),
     argv=("/bin/x", "one", "two words"),
     environment=("A=1",),
     working_dir="/work",
@@ -38,8 +41,16 @@ SPEC = ContainerSpec(
 )
 
 
-def document(spec: ContainerSpec) -> dict[str, object]:
-    made = oci_config(spec, PLACES, seccomp={"defaultAction": "X"}, cgroups_path="/acond-0/7")
+COMMON = Common(
+    seccomp=msgspec.Raw(b'{"defaultAction":"X"}'),
+    resources={"pids": {"limit": 7}},
+    own_network=False,
+    unprivileged_port_start=None,
+)
+
+
+def document(spec: ContainerSpec, common: Common = COMMON) -> dict[str, object]:
+    made = oci_config(spec, PLACES, common, program=("/proc/self/fd/3",), cgroups_path="/acond-0/7")
     decoded: dict[str, object] = json.loads(msgspec.json.encode(made))
     return decoded
 
@@ -51,11 +62,11 @@ def part(value: object, *path: str) -> object:
     return value
 
 
-def test_the_program_and_its_environment_are_those_of_the_spec() -> None:
+def test_what_the_runtime_runs_is_the_shim_alone() -> None:
     process = part(document(SPEC), "process")
-    assert part(process, "args") == ["/bin/x", "one", "two words"]
-    assert part(process, "env") == ["A=1"]
-    assert part(process, "cwd") == "/work"
+    assert part(process, "args") == ["/proc/self/fd/3"]
+    assert part(process, "env") == []
+    assert part(process, "cwd") == "/"
     assert part(process, "user") == {"uid": 0, "gid": 0, "umask": 0o077}
     assert part(process, "terminal") is False
 
@@ -89,6 +100,36 @@ def test_no_namespace_is_missing_but_the_network_s() -> None:
     ]
 
 
+def test_a_network_of_its_own_has_a_namespace_and_its_own_first_port() -> None:
+    common = msgspec.structs.replace(COMMON, own_network=True, unprivileged_port_start=80)
+    linux = part(document(SPEC, common), "linux")
+    namespaces = part(linux, "namespaces")
+    assert isinstance(namespaces, list)
+    assert {"type": "network"} in namespaces
+    assert part(linux, "sysctl") == {"net.ipv4.ip_unprivileged_port_start": "80"}
+    shared = part(document(SPEC), "linux")
+    assert isinstance(shared, dict)
+    assert "sysctl" not in shared
+
+
+def test_limits_stand_beside_the_refusal_of_all_devices() -> None:
+    assert part(document(SPEC), "linux", "resources") == {
+        "devices": [{"allow": False, "access": "rwm"}],
+        "pids": {"limit": 7},
+    }
+
+
+def test_the_seccomp_document_is_taken_over_as_it_is() -> None:
+    assert part(document(SPEC), "linux", "seccomp") == {"defaultAction": "X"}
+
+
+def test_the_socket_is_in_both_places_where_it_is_looked_for() -> None:
+    mounts = part(document(SPEC), "mounts")
+    assert isinstance(mounts, list)
+    places = [mount["destination"] for mount in mounts if mount["source"] == str(PLACES.socket)]
+    assert places == ["/run/acon.sock", "/shared/acon.sock"]
+
+
 def test_neither_sysfs_nor_a_control_group_file_system_is_mounted() -> None:
     mounts = part(document(SPEC), "mounts")
     assert isinstance(mounts, list)
@@ -108,22 +149,19 @@ def test_nothing_that_needs_privileges_in_the_td_is_asked_for() -> None:
         assert not {"CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_SYS_PTRACE", "CAP_NET_ADMIN"} & set(names)
 
 
-MOUNTINFO = r"""
-25 30 0:23 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
-30 25 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755
-31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw
-35 30 0:31 / /sys/fs/cgroup/cpu,cpuacct rw shared:16 - cgroup cgroup rw,cpu,cpuacct
-36 30 0:32 / /odd\040place rw - cgroup cgroup rw,pids
-37 30 0:33 / /cgroup rw - tmpfs cgroup rw
-""".strip()
-
-
-def test_control_group_hierarchies_are_read_from_mountinfo() -> None:
-    assert hierarchies(MOUNTINFO) == (
-        Path("/sys/fs/cgroup/unified"),
-        Path("/sys/fs/cgroup/cpu,cpuacct"),
-        Path("/odd place"),
-    )
+def test_whatever_of_proc_runtimes_hide_by_themselves_is_hidden(tmp_path: Path) -> None:
+    runc = shutil.which("runc", path=SEARCH_PATH)
+    if runc is None:
+        pytest.skip("runc, which writes such a configuration, is not installed")
+    subprocess.run([runc, "spec"], cwd=tmp_path, check=True)
+    usual = json.loads((tmp_path / "config.json").read_bytes())["linux"]
+    linux = document(SPEC)["linux"]
+    assert isinstance(linux, dict)
+    for name in ("maskedPaths", "readonlyPaths"):
+        # There is no /sys in our containers.
+        wanted = {path for path in usual[name] if path.startswith("/proc/")}
+        assert wanted
+        assert wanted <= set(linux[name]), name
 
 
 def test_the_gateway_lies_where_everyone_can_pass() -> None:
@@ -137,10 +175,10 @@ def test_the_gateway_lies_where_everyone_can_pass() -> None:
         inner.chmod(0o711)
         closed.chmod(0o700)
         assert reachable_ancestor(inner) == base
-        gateway = Gateway(inner, scratch_size_mib=1, shared_size_mib=1)
+        gateway = Gateway(inner, shared_size_mib=1)
         assert gateway.path.parent == base
         closed.chmod(0o711)
         assert reachable_ancestor(inner) == inner
         # Its name does not depend on where it lies, so that a successor finds it.
-        again = Gateway(inner, scratch_size_mib=1, shared_size_mib=1)
+        again = Gateway(inner, shared_size_mib=1)
         assert again.path.name == gateway.path.name

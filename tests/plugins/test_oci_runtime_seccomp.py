@@ -76,6 +76,14 @@ def test_what_the_profile_allows_stays_allowed_but_for_what_is_denied() -> None:
     assert document["defaultErrnoRet"] == 38
 
 
+@pytest.mark.parametrize("action", ["SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE"])
+def test_what_is_denied_is_let_through_under_no_other_name_either(action: str) -> None:
+    lenient = {"names": ["mount", "clone", "socket", "read"], "action": action}
+    document = tight({**PROFILE, "syscalls": [lenient]})
+    assert names_with(document, action) == ["read"]
+    assert set(names_with(document, "SCMP_ACT_ERRNO")) >= DENIED
+
+
 def test_rules_for_other_machines_are_left_out() -> None:
     allowed = names_with(tight(machine="aarch64"), "SCMP_ACT_ALLOW")
     assert "set_tls" in allowed

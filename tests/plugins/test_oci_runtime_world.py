@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from oci_runtime_rig import Rig, running_rig, write_program
+from oci_runtime_rig import EXIT_WITH_ERRNO, Rig, call, one_call, running_rig, write_program
 
 from plugins.oci_runtime import OciRuntime
 from plugins.oci_runtime.seccomp import COMMON_PROFILE
+from supervisor import ExitStatus, PolicyDenied
 
 pytestmark = pytest.mark.root
 
@@ -82,10 +83,21 @@ async def test_what_is_mounted_is_exactly_this(rig: Rig) -> None:
     targets = {line.split()[1] for line in text.splitlines()}
     devices = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")}
     own = {"/", "/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"}
-    scratch = {"/tmp", "/run", "/run/acon.sock", "/shared"}
+    scratch = {"/tmp", "/run", "/run/acon.sock", "/shared", "/shared/acon.sock"}
     hidden = {target for target in targets if target.startswith("/proc/")}
     assert targets - hidden == own | devices | scratch
     assert "/proc/sys" in hidden
+
+
+async def test_what_is_mounted_is_restricted(rig: Rig) -> None:
+    text = await rig.output_of(rig.spec("/bin/cat", "/proc/self/mountinfo"))
+    options = {line.split()[4]: set(line.split()[5].split(",")) for line in text.splitlines()}
+    for target in ("/tmp", "/run", "/shared", "/run/acon.sock", "/shared/acon.sock"):
+        assert {"nosuid", "nodev"} <= options[target], target
+    for target in ("/proc", "/dev/shm", "/dev/mqueue"):
+        assert {"nosuid", "nodev", "noexec"} <= options[target], target
+    for target in ("/dev", "/dev/pts"):
+        assert {"nosuid", "noexec"} <= options[target], target
 
 
 async def test_the_root_is_read_only_unless_writable(rig: Rig) -> None:
@@ -120,11 +132,18 @@ async def test_temporary_folders_have_their_modes_and_owners(rig: Rig) -> None:
 
 
 async def test_scratch_space_is_bounded(tmp_path: Path) -> None:
-    config = OciRuntime.Config(scratch_size_mib=1)
+    config = OciRuntime.Config(scratch_size_mib=1, shared_size_mib=1)
+    fill = (
+        "dd if=/dev/zero of={0}/f bs=1M count=2",
+        # Empty ones, which take no room but that of the kernel.
+        "mkdir {0}/d && cd {0}/d && touch $(seq 1200)",
+    )
     async with running_rig(tmp_path, config) as rig:
-        text = await rig.shell("dd if=/dev/zero of=/tmp/f bs=1M count=2 2>&1 || echo full")
-    assert "No space left" in text
-    assert text.endswith("full\n")
+        for folder in ("/tmp", "/shared"):
+            for script in fill:
+                clear = f"rm -rf {folder}/f {folder}/d"
+                line = f"({script.format(folder)}) > /tmp/words 2>&1 || echo full; {clear}"
+                assert await rig.shell(line) == "full\n", (folder, script)
 
 
 async def test_shared_is_shared_and_tmp_is_not(rig: Rig) -> None:
@@ -185,21 +204,70 @@ async def test_hostname_and_working_directory_are_its_own(rig: Rig) -> None:
     assert (await rig.output_of(spec)).split() == [f"acon-{spec.container_id}", "/work"]
 
 
-async def test_the_environment_is_exact_but_for_the_home_that_every_runtime_adds(rig: Rig) -> None:
-    environment = ("A=1", "B=two words", "EMPTY=", "PATH=/bin", "UNICODE=ü")
-    spec = rig.spec("/bin/cat", "/proc/self/environ", environment=environment)
-    assert sorted((await rig.output_of(spec)).rstrip("\0").split("\0")) == sorted(
-        (*environment, "HOME=/")
-    )
-    with_home = (*environment, "HOME=/nowhere")
-    spec = rig.spec("/bin/cat", "/proc/self/environ", environment=with_home)
-    assert sorted((await rig.output_of(spec)).rstrip("\0").split("\0")) == sorted(with_home)
+async def test_the_environment_is_exact_whatever_the_runtime_adds(rig: Rig) -> None:
+    (rig.rootfs / "etc").mkdir()
+    (rig.rootfs / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    for environment in (
+        (),
+        ("A=1", "B=two words", "EMPTY=", "PATH=/bin", "UNICODE=ü"),
+        ("A=1", "HOME=/nowhere"),
+        ("HOME=", "Z=1", "A=2", "A=1"),
+    ):
+        spec = rig.spec("/bin/cat", "/proc/self/environ", environment=environment)
+        seen = await rig.output_of(spec)
+        assert seen == "".join(f"{entry}\0" for entry in environment)
+
+
+async def test_arguments_are_exact(rig: Rig) -> None:
+    argv = ("/bin/cat", "--", "/proc/self/cmdline")
+    assert (await rig.output_of(rig.spec(*argv))) == "".join(f"{word}\0" for word in argv)
 
 
 async def test_standard_input_is_empty_and_no_other_descriptor_is_open(rig: Rig) -> None:
     # ls itself holds one more: the folder that it lists.
     text = await rig.shell("cat | wc -c; ls /proc/self/fd")
     assert text.split() == ["0", "0", "1", "2", "3"]
+
+
+async def test_log_descriptors_are_open_and_the_gaps_between_them_are_not(rig: Rig) -> None:
+    script = "ls /proc/$$/fd; echo three >&3; echo five >&5; (echo four >&4) 2>/dev/null || true"
+    container = await rig.start(rig.spec("/bin/sh", "-c", script, log_fds=(1, 3, 5)))
+    status = await container.wait()
+    await container.destroy()
+    assert status == ExitStatus(exit_code=0)
+    assert container.log.text(1).split() == [b"0", b"1", b"2", b"3", b"5"]
+    assert container.log.text(3) == b"three\n"
+    assert container.log.text(5) == b"five\n"
+    assert {fd for fd, _ in container.log.chunks} == {1, 3, 5}
+
+
+async def test_log_descriptors_above_what_can_be_given_are_refused(rig: Rig) -> None:
+    spec = rig.spec("/bin/sh", "-c", "echo last >&63", log_fds=(63,))
+    assert await rig.output_of(spec) == "last\n"
+    with pytest.raises(PolicyDenied) as caught:
+        await rig.start(rig.spec("/bin/true", log_fds=(64,)))
+    assert caught.value.expected == "0 to 63"
+    assert rig.remains() == []
+
+
+async def test_both_places_of_the_socket_show_the_container_s_own(rig: Rig) -> None:
+    text = await rig.shell("stat -c '%F %i' /run/acon.sock /shared/acon.sock")
+    first, second = text.splitlines()
+    assert first.startswith("socket ")
+    assert first == second
+
+
+async def test_no_container_can_take_the_socket_s_place_away(rig: Rig) -> None:
+    attempts = (
+        "rm -f /run/acon.sock",
+        "rm -f /shared/acon.sock",
+        "mv /shared/acon.sock /shared/other",
+        "ln -sf /tmp/evil /shared/acon.sock",
+        "mv /run/acon.sock /run/other",
+        "umount /shared/acon.sock",
+    )
+    for attempt in attempts:
+        assert await rig.shell(f"({attempt}) 2>/dev/null && echo done; true") == "", attempt
 
 
 async def test_the_machine_s_own_folders_stay_closed(rig: Rig) -> None:
@@ -212,24 +280,6 @@ async def test_the_machine_s_own_folders_stay_closed(rig: Rig) -> None:
 
 EPERM, EBADF, ENOSYS, EAFNOSUPPORT = 1, 9, 38, 97
 CLONE_NEWUSER, SIGCHLD = 0x10000000, 17
-
-
-def call(number: int, *arguments: int) -> bytes:
-    """x86-64 instructions for one system call."""
-    # mov edi / esi / edx / r10d / r8d, imm32; mov eax, number; syscall
-    loads = (b"\xbf", b"\xbe", b"\xba", b"\x41\xba", b"\x41\xb8")
-    code = b"".join(
-        load + struct.pack("<I", argument) for load, argument in zip(loads, arguments, strict=False)
-    )
-    return code + b"\xb8" + struct.pack("<I", number) + b"\x0f\x05"
-
-
-# neg eax; mov edi, eax; mov eax, 60 (exit); syscall: the errno of the call before.
-EXIT_WITH_ERRNO = bytes.fromhex("f7d889c7b83c0000000f05")
-
-
-def one_call(number: int, *arguments: int) -> bytes:
-    return call(number, *arguments) + EXIT_WITH_ERRNO
 
 
 def connect_as(user: int) -> bytes:

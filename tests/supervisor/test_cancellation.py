@@ -10,8 +10,20 @@ import msgspec
 import pytest
 import trio
 from cancel_sweep import Operation, sweep
+from trio.testing import wait_all_tasks_blocked
 
-from supervisor import Allow, FileBlob, PluginContext, hookimpl
+from supervisor import (
+    Allow,
+    ContainerSpec,
+    ExitStatus,
+    FileBlob,
+    Invocation,
+    LogSink,
+    PluginContext,
+    RunningContainer,
+    StartReceipt,
+    hookimpl,
+)
 from supervisor.formats.delegation import AliasStatement, statements_of
 from supervisor.formats.digest import digest_of
 from supervisor.formats.event_log import replay
@@ -23,6 +35,7 @@ from supervisor.service import Supervisor
 from supervisor.testing import (
     InMemory,
     InMemoryConfig,
+    MemoryRuntime,
     Owner,
     in_memory_plugin,
     manifest,
@@ -33,7 +46,7 @@ from supervisor.testing import (
 TAR = b"a layer's bytes"
 LAYER = digest_of("sha384", TAR)
 OWNER = Owner("owner")
-IMAGE = OWNER.sign(manifest(name="app:1", layers=[str(LAYER)], maxInstances=0))
+IMAGE = OWNER.sign(manifest(name="app:1", layers=[str(LAYER)], maxInstances=0, signals=[15]))
 BLOB = FileBlob(file="/", blob_digest="sha256:x", media_type="tar", size_bytes=len(TAR))
 Cancelling = Callable[[Operation], Awaitable[bool]]
 
@@ -113,8 +126,10 @@ def check(supervisor: Supervisor, machine: InMemory) -> None:
     started = [event.image_id for event in events if isinstance(event, StartContainerEvent)]
     live = {view.container_id for view in supervisor.containers() if view.state == "running"}
     assert {view.image_id for view in supervisor.containers()} <= set(started)
+    kept = {view.container_id for view in supervisor.containers() if view.restartable} - live
     assert set(machine.runtime.running) == live
-    assert set(machine.layers.mounted) == live
+    assert set(machine.runtime.prepared) == live | kept
+    assert set(machine.layers.mounted) == live | kept
     assert machine.layers.open_uploads == 0
     assert machine.layers.held_bytes == (len(TAR) if supervisor.has_layer(LAYER) else 0)
 
@@ -164,6 +179,106 @@ def test_a_start_cancelled_at_every_checkpoint_leaves_everything_agreeing() -> N
                 assert len(supervisor._measurement.records) == 3
 
     assert sweep(one_round) >= 5
+
+
+class Unhurried(MemoryRuntime):
+    """Starts in several steps, so that each of them is swept."""
+
+    async def start(
+        self, spec: ContainerSpec, receipt: StartReceipt, log: LogSink
+    ) -> RunningContainer:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        return await super().start(spec, receipt, log)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_restart_cancelled_at_every_checkpoint_leaves_everything_agreeing(ended: bool) -> None:
+    outcomes: set[tuple[str, int, bool]] = set()
+
+    async def one_round(cancelling: Cancelling) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            plugins, machine = in_memory(folder)
+            machine.runtime = Unhurried()
+            async with running(plugins, folder) as supervisor:
+                container_id = await supervisor.start(await load(supervisor), [])
+                if ended:
+                    machine.runtime.running[container_id].end(ExitStatus(exit_code=0))
+                    await wait_all_tasks_blocked()
+
+                async def operation() -> None:
+                    await supervisor.restart(container_id, timeout_s=30)
+
+                finished = await cancelling(operation)
+                await wait_all_tasks_blocked()
+                check(supervisor, machine)
+                (view,) = supervisor.containers()
+                outcomes.add((view.state, view.restarts, view.restartable))
+                assert not finished or (view.state, view.restarts) == ("running", 1)
+                # What can still be restarted is, however far the cancelled one had come.
+                if view.restartable:
+                    await supervisor.restart(container_id, timeout_s=30)
+                    check(supervisor, machine)
+                assert len(supervisor._measurement.records) == 3
+
+    assert sweep(one_round) >= 5
+    untouched = ("exited", 0, True) if ended else ("running", 0, True)
+    assert untouched in outcomes and ("running", 1, True) in outcomes
+    # Freed, once its old run was gone and its new one was not there.
+    assert ("exited", 0, False) in outcomes
+    assert "starting" not in {state for state, _, _ in outcomes}
+
+
+def test_an_invocation_cancelled_at_every_checkpoint_leaves_the_container_as_it_is() -> None:
+    async def one_round(cancelling: Cancelling) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            plugins, machine = in_memory(folder)
+            async with running(plugins, folder) as supervisor:
+                container_id = await supervisor.start(await load(supervisor), [])
+                asked = Invocation(entry_point="Run", capture_bytes=10, timeout_s=5)
+
+                async def operation() -> None:
+                    await supervisor.invoke(container_id, asked)
+
+                await cancelling(operation)
+                check(supervisor, machine)
+                (view,) = supervisor.containers()
+                assert view.state == "running"
+                await supervisor.invoke(container_id, asked)
+
+    assert sweep(one_round) >= 1
+
+
+def test_a_shutdown_at_every_step_of_a_restart_leaves_nothing() -> None:
+    """With a container that is kept, one that runs and one that is being restarted."""
+
+    async def one_round(cancelling: Cancelling) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            plugins, machine = in_memory(folder)
+            seen: list[Supervisor] = []
+
+            async def operation() -> None:
+                async with running(plugins, folder) as supervisor:
+                    seen.append(supervisor)
+                    image_id = await load(supervisor)
+                    kept, _, restarted = [await supervisor.start(image_id, []) for _ in range(3)]
+                    machine.runtime.running[kept].end(ExitStatus(exit_code=0))
+                    await supervisor.restart(restarted, timeout_s=30)
+                    assert set(machine.runtime.prepared) == {1, 2, 3}
+
+            await cancelling(operation)
+            assert machine.runtime.running == {}
+            assert machine.runtime.prepared == {}
+            assert machine.layers.mounted == {}
+            for supervisor in seen:
+                assert {view.state for view in supervisor.containers()} <= {"exited"}
+                assert not any(view.restartable for view in supervisor.containers())
+                assert list((folder / "sockets").iterdir()) == []
+
+    assert sweep(one_round) >= 40
 
 
 def test_a_seal_cancelled_at_every_checkpoint_is_either_there_or_not() -> None:

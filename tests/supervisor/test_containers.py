@@ -24,6 +24,7 @@ from supervisor import (
     ExitStatus,
     PluginContext,
     PolicyDenied,
+    PreparedContainer,
     RuntimeFailed,
     UnknownItem,
     admission,
@@ -123,7 +124,9 @@ async def test_a_started_container_runs_what_the_log_says(tmp_path: Path) -> Non
 
 
 def test_a_runtime_cannot_be_asked_to_start_without_a_receipt() -> None:
-    assert "receipt" in inspect.signature(ContainerRuntime.start).parameters
+    receipt = inspect.signature(PreparedContainer.start).parameters["receipt"]
+    assert receipt.default is inspect.Parameter.empty
+    assert not hasattr(ContainerRuntime, "start")
 
 
 async def test_what_cannot_start_says_why_and_is_not_measured(tmp_path: Path) -> None:
@@ -175,9 +178,31 @@ async def test_max_instances_holds_also_for_starts_at_once(tmp_path: Path) -> No
         await supervisor.start(image_id, [])
 
 
-async def test_exit_is_shown_and_cleaned_up_after(tmp_path: Path) -> None:
+async def test_a_start_that_is_cancelled_while_it_is_judged_gives_its_place_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = in_memory_plugin(tmp_path)
     async with running([machine], tmp_path) as supervisor:
+        image_id = await load(supervisor, maxInstances=1)
+
+        async def judge(*_: object) -> None:
+            await trio.sleep_forever()
+
+        starting = supervisor._containers._starting
+        with monkeypatch.context() as patch:
+            patch.setattr(starting, "measure", judge)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(supervisor.start, image_id, [])
+                await wait_all_tasks_blocked()
+                with pytest.raises(Conflict, match="maxInstances"):
+                    await supervisor.start(image_id, [])
+                nursery.cancel_scope.cancel()
+        await supervisor.start(image_id, [])
+
+
+async def test_exit_is_shown_and_cleaned_up_after(tmp_path: Path) -> None:
+    machine = in_memory_plugin(tmp_path)
+    async with running([machine], tmp_path, "[containers]\nkeep_exited_s = 0\n") as supervisor:
         container_id = await supervisor.start(await load(supervisor), [])
         process = machine_of(machine.plugin).runtime.running[container_id]
         process.end(ExitStatus(exit_code=3))
@@ -185,6 +210,7 @@ async def test_exit_is_shown_and_cleaned_up_after(tmp_path: Path) -> None:
         (view,) = supervisor.containers()
         assert (view.state, view.exit_code, view.signal, view.pid) == ("exited", 3, None, None)
         assert machine_of(machine.plugin).layers.mounted == {}
+        assert machine_of(machine.plugin).runtime.prepared == {}
         assert not process.spec.socket_path.exists()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from supervisor import daemon, ram, runtime_dir
 
@@ -75,3 +77,17 @@ def test_a_service_manager_is_told_and_one_that_is_gone_harms_nobody(
     daemon._tell_service_manager("READY=1")  # nobody listens any more
     path.unlink()
     daemon._tell_service_manager("READY=1")
+
+
+def test_the_daemon_may_hold_as_many_descriptors_as_the_machine_lets_it() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] // 2, before[1]))
+        with structlog.testing.capture_logs() as logs:
+            daemon._raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        assert [(one["limit_before"], one["limit"]) for one in logs] == [
+            (before[1] // 2, before[1])
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

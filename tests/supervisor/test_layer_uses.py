@@ -56,6 +56,9 @@ from supervisor.testing import (
     running,
 )
 
+# An ended container gives up its layers at once.
+NOT_KEPT = "[containers]\nkeep_exited_s = 0\n"
+
 # --- layers that nothing needs any more ----------------------------------------------------------
 
 
@@ -112,7 +115,7 @@ async def test_a_running_container_keeps_its_superseded_layer_until_it_ends(
     store, plugins = machine_in(tmp_path)
     machine = plugins[0].plugin
     assert isinstance(machine, InMemory)
-    async with running(plugins, tmp_path) as supervisor:
+    async with running(plugins, tmp_path, NOT_KEPT) as supervisor:
         container_id = await supervisor.start(await superseded_python(supervisor), [])
         await admit(supervisor, vendor_image(TWO, "python:2", "python:1"))
         assert not supervisor.has_layer(ONE)
@@ -129,7 +132,7 @@ async def test_a_layer_superseded_between_measurement_and_mount_is_still_mounted
     store, plugins = machine_in(tmp_path)
     machine = plugins[0].plugin
     assert isinstance(machine, InMemory)
-    async with running(plugins, tmp_path) as supervisor:
+    async with running(plugins, tmp_path, NOT_KEPT) as supervisor:
         image_id = await superseded_python(supervisor)
         genuine, reached, go_on = store.mount, trio.Event(), trio.Event()
 

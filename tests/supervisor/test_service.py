@@ -24,6 +24,7 @@ from supervisor import (
     Event,
     FileBlob,
     LayerFetched,
+    LogSink,
     MeasurementHalted,
     Operations,
     PluginContext,
@@ -35,9 +36,10 @@ from supervisor import (
     UnknownItem,
     hookimpl,
 )
+from supervisor.formats.base64_text import from_base64
 from supervisor.formats.digest import Digest, digest_of
 from supervisor.formats.event_log import replay, split_log
-from supervisor.formats.evidence import decode_evidence, from_base64
+from supervisor.formats.evidence import decode_evidence
 from supervisor.formats.quote import parse_quote
 from supervisor.formats.status import decode_status
 from supervisor.plugin_host import PluginHost, host_for
@@ -465,9 +467,11 @@ async def test_a_program_that_asks_at_once_is_in_the_status_of_its_evidence(
             await trio.sleep_forever()
 
     class Slow(MemoryRuntime):
-        async def start(self, spec: ContainerSpec, receipt: StartReceipt) -> RunningContainer:
+        async def start(
+            self, spec: ContainerSpec, receipt: StartReceipt, log: LogSink
+        ) -> RunningContainer:
             await wait_all_tasks_blocked()  # the question is asked by then
-            return await super().start(spec, receipt)
+            return await super().start(spec, receipt, log)
 
     machine = in_memory_plugin(tmp_path)
     assert isinstance(machine.plugin, InMemory)

@@ -10,8 +10,9 @@ import evidence_factory as factory
 import msgspec
 from evidence_factory import Scenario
 
+from supervisor.formats.base64_text import to_base64
 from supervisor.formats.event_log import LogRecord
-from supervisor.formats.evidence import Evidence, EvidenceImage, Proof, RequestContainer, to_base64
+from supervisor.formats.evidence import Evidence, EvidenceImage, Proof, RequestContainer
 from supervisor.formats.log_events import SealEvent, StartContainerEvent
 from supervisor.formats.status import ContainerStatus
 

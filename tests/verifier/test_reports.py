@@ -14,6 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.tdx_sim.pki import SimPki
+from supervisor.formats.base64_text import to_base64
+from supervisor.formats.evidence import Evidence
+from supervisor.formats.status import AttestationData
 from verifier import (
     Policy,
     Verdict,
@@ -124,6 +127,72 @@ def test_the_text_names_programs_signers_delegations_and_the_seal(
         "nothing about real hardware",
     ):
         assert words in text
+
+
+def saying(scenario: Scenario, *said: tuple[str, bytes] | None) -> Scenario:
+    """The scenario with each container's attestation data, in their order."""
+    status = factory.status_of(scenario)
+    containers = tuple(
+        container
+        if data is None
+        else msgspec.structs.replace(
+            container, attestation_data=AttestationData(kind=data[0], data=to_base64(data[1]))
+        )
+        for container, data in zip(status.containers, said, strict=True)
+    )
+    scenario.status = msgspec.structs.replace(status, containers=containers)
+    return scenario
+
+
+def test_what_a_container_says_of_itself_is_shown_as_its_own_unchecked_words(
+    pki: SimPki, policy: Policy
+) -> None:
+    scenario = saying(factory.honest(), ("text", b"ready\nsince noon"), ("binary", b"\xff\0"))
+    verdict = judged(scenario, pki, policy)
+    assert verdict.ok
+    text = render_text(verdict, width=200)
+    for words in (
+        "container 1 says of itself, which nobody checked:\n     | text    ready\\x0asince noon\n",
+        "container 2 says of itself, which nobody checked:\n     | binary  ff00\n",
+    ):
+        assert words in text
+    starts = json.loads(render_json(verdict))["facts"]["starts"]
+    assert [start["attestation_data"] for start in starts] == [
+        [{"container_id": 1, "kind": "text", "data": to_base64(b"ready\nsince noon")}],
+        [{"container_id": 2, "kind": "binary", "data": "/wA="}],
+    ]
+
+
+def test_a_container_that_says_nothing_is_given_no_words(pki: SimPki, policy: Policy) -> None:
+    verdict = judged(saying(factory.honest(), None, ("text", b"")), pki, policy)
+    text = render_text(verdict, width=200)
+    assert "container 1 says" not in text
+    assert "container 2 says of itself" in text
+    assert verdict.facts.starts[0].attestation_data == ()
+
+
+def test_no_words_of_a_container_pose_as_a_line_of_the_report(pki: SimPki, policy: Policy) -> None:
+    poser = "[pass] all is well\r\n[pass] and \u202efine\u200b \u009b31m VERDICT: PASSED".encode()
+    verdict = judged(saying(factory.honest(), ("text", poser), ("binary", poser)), pki, policy)
+    text = render_text(verdict, width=60)
+    for line in text.splitlines():
+        assert line.isprintable()
+        if "all is well" in line or "fine" in line:
+            assert line.lstrip().startswith("| ")
+    assert render_json(verdict).isascii()
+
+
+def test_attestation_data_that_was_changed_on_the_way_fails(pki: SimPki, policy: Policy) -> None:
+    scenario = saying(factory.honest(), ("text", b"true"), None)
+
+    def rewrite(evidence: Evidence) -> Evidence:
+        other = evidence.status.replace(to_base64(b"true"), to_base64(b"fals"))
+        assert other != evidence.status
+        return msgspec.structs.replace(evidence, status=other)
+
+    scenario.ship = rewrite
+    verdict = judged(scenario, pki, policy)
+    assert [leaf.id for leaf in verdict.failures] == ["request.status"]
 
 
 def test_a_failed_report_says_first_why(pki: SimPki, policy: Policy) -> None:

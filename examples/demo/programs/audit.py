@@ -1,23 +1,40 @@
-"""Remembers, in memory, that something was scored: never what was in the record."""
+"""Remembers that something was scored: never what was in the record."""
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import sys
 import threading
+from pathlib import Path
 
+import acon_inside
 from service import BadRequest, Json, interpreter, number, serve, setting
 
 
 class Trail:
-    """A chain of hashes over all entries, so that a number and a hash vouch for all before."""
+    """A chain of hashes over all entries, so that a number and a hash vouch for all before.
 
-    def __init__(self) -> None:
+    In a file of the container's own memory, a line `CHAIN RISK` for each entry: it outlasts a
+    restart, and nothing else. Evidence that anybody asks for says how long the trail is and
+    which hash it ends with.
+    """
+
+    def __init__(self, file: Path, container_socket: str) -> None:
         self._lock = threading.Lock()
+        self._file = file
+        self._socket = container_socket
         self._count = 0
         self._high_risk = 0
         self._chain = bytes(48)
+        file.touch()
+        for line in file.read_text().splitlines():
+            chain, risk = line.split()
+            self._add(bytes.fromhex(chain), float(risk))
+        self._say()
+        if self._count:
+            _tell(f"goes on with a trail of {self._count} entries")
 
     def append(self, entry: Json) -> Json:
         """Add `{"id", "risk"}`; returns its number and the chain's new hash."""
@@ -30,9 +47,12 @@ class Trail:
             sort_keys=True,
         )
         with self._lock:
-            self._count += 1
-            self._high_risk += risk >= 0.2
-            self._chain = hashlib.sha384(self._chain + line.encode()).digest()
+            chain = hashlib.sha384(self._chain + line.encode()).digest()
+            with self._file.open("a") as file:
+                file.write(f"{chain.hex()} {risk}\n")
+            self._add(chain, risk)
+            self._say()
+            _tell(f"entry {self._count}")
             return {
                 "number": self._count,
                 "chain_sha384": self._chain.hex(),
@@ -48,9 +68,27 @@ class Trail:
                 "chain_sha384": self._chain.hex(),
             }
 
+    def _add(self, chain: bytes, risk: float) -> None:
+        self._chain = chain
+        self._count += 1
+        self._high_risk += risk >= 0.2
+
+    def _say(self) -> None:
+        words = f"trail of {self._count} entries, which ends with {self._chain.hex()}"
+        try:
+            acon_inside.say(words, path=self._socket)
+        except (acon_inside.Refused, OSError, http.client.HTTPException) as error:
+            _tell(f"the supervisor does not take our word: {error}")
+
+
+def _tell(words: str) -> None:
+    """The operator may read this (`logFDs`)."""
+    sys.stdout.write(f"audit: {words}\n")
+    sys.stdout.flush()
+
 
 def main() -> int:
-    trail = Trail()
+    trail = Trail(Path(setting("TRAIL_FILE")), setting("CONTAINER_SOCKET"))
     return serve(
         "audit",
         {("POST", "/entries"): trail.append, ("GET", "/summary"): trail.summary},

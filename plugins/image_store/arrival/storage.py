@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -9,6 +10,8 @@ from typing import Protocol
 
 from supervisor import ConfigError
 
+# Each takes up to 150 ms (memfd_wait_for_pins in the kernel's mm/memfd.c).
+SEAL_ATTEMPTS = 10
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 SETTING = "$.plugin.image_store.storage_dir"
 
@@ -42,6 +45,16 @@ class Ram:
         return os.memfd_create("layer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
     def freeze(self, fd: int) -> int:
+        # EBUSY: on a busy machine pages that were just written are still on some processor's
+        # list, which counts as a use of them. The kernel waits for that itself, but not long.
+        for _ in range(SEAL_ATTEMPTS - 1):
+            try:
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+            else:
+                return fd
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         return fd
 

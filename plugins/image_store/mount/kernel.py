@@ -8,6 +8,7 @@ caller and are close-on-exec.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -71,6 +72,9 @@ _IN_IGNORED = 0x8000
 # inotify(7), struct inotify_event without its name: watch, mask, cookie, length of the name.
 _NOTICE = struct.Struct("=iIII")
 _MAX_NOTICES_BYTES = 64 * 1024
+
+# Mounts on one another at one place.
+_MAX_STACKED = 100
 
 # What one read(2) of a file system context's messages brings at most.
 _MAX_WORDS_BYTES = 1024
@@ -136,41 +140,78 @@ def unmount(target: bytes, *, lazily: bool = False) -> None:
     _checked(_libc.umount2(target, flags), target)
 
 
+def unmount_held(mount_fd: int) -> None:
+    """umount2(2), lazily, of the mount that `mount_fd` refers to, and of all mounted over it.
+
+    Nothing happens if it is not attached. The descriptor stays open. Raises `OSError`.
+    """
+    path = b"/proc/self/fd/%d" % mount_fd
+    for _ in range(_MAX_STACKED):
+        # The uppermost is found by this name, whatever the descriptor refers to.
+        if _libc.umount2(path, MNT_DETACH):
+            number = ctypes.get_errno()
+            if number == errno.EINVAL:  # what the descriptor refers to is not attached any more
+                return
+            raise OSError(number, os.strerror(number), os.fsdecode(path))
+    raise OSError(errno.EBUSY, "others go on mounting over it", os.fsdecode(path))
+
+
 def idmapped_clone(source: bytes, target: bytes, user_namespace_fd: int) -> None:
     """Mount `source` again at `target`, read-only, with owners as the user namespace maps them.
 
     open_tree(2), mount_setattr(2), move_mount(2); on tmpfs from Linux 6.3 on.
     """
-    mount_fd = _checked(
-        _libc.syscall(
-            ctypes.c_long(_SYS_OPEN_TREE),
-            ctypes.c_int(AT_FDCWD),
-            ctypes.c_char_p(source),
-            ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC),
-        ),
-        source,
-    )
+    mount_fd = cloned_at(source)
     try:
         attributes = _MountAttr(
             attr_set=_MOUNT_ATTR_IDMAP | _MOUNT_ATTR_RDONLY,
-            attr_clr=0,
             propagation=MS_PRIVATE,
             userns_fd=user_namespace_fd,
         )
-        _checked(
-            _libc.syscall(
-                ctypes.c_long(_SYS_MOUNT_SETATTR),
-                ctypes.c_int(mount_fd),
-                ctypes.c_char_p(b""),
-                ctypes.c_uint(AT_EMPTY_PATH),
-                ctypes.byref(attributes),
-                ctypes.c_size_t(ctypes.sizeof(attributes)),
-            ),
-            source,
-        )
+        _set_attributes(mount_fd, attributes, source)
         attach(mount_fd, target)
     finally:
         os.close(mount_fd)
+
+
+def cloned_at(path: bytes) -> int:
+    """open_tree(2): a detached clone of the mount that `path` shows, from there down.
+
+    It ends with the descriptor unless it was attached. Mounts below are not cloned.
+    """
+    return _open_tree(AT_FDCWD, path, 0)
+
+
+def cloned(mount_fd: int) -> int:
+    """open_tree(2): a detached clone of a mount that is attached in this namespace (5.2)."""
+    return _open_tree(mount_fd, b"", AT_EMPTY_PATH)
+
+
+def _open_tree(directory_fd: int, path: bytes, flags: int) -> int:
+    result: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPEN_TREE),
+        ctypes.c_int(directory_fd),
+        ctypes.c_char_p(path),
+        ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | flags),
+    )
+    return _checked(result, path)
+
+
+def make_private(mount_fd: int) -> None:
+    """mount_setattr(2): cut a mount off from other namespaces, from Linux 5.12 on."""
+    _set_attributes(mount_fd, _MountAttr(propagation=MS_PRIVATE), b"")
+
+
+def _set_attributes(mount_fd: int, attributes: _MountAttr, path: bytes) -> None:
+    result: int = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_int(mount_fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(AT_EMPTY_PATH),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    _checked(result, path)
 
 
 def attach(mount_fd: int, target: bytes) -> None:

@@ -1,14 +1,14 @@
 """One container's root: its layers through its own owners, under overlayfs.
 
     ID/parts/top     directories that the layers lack or imply (`supplement`)
-    ID/parts/0..n    top and the layers, highest first, idmapped or copied; gone or
-                     unmounted once overlayfs has taken them (it keeps clones of its own)
+    ID/parts/0..n    top and the layers, highest first, idmapped or copied
     ID/parts/rw      a tmpfs with what the container writes, if it may
     ID/root          the overlay: nodev; set-user-ID bits count only in the container's
                      own user namespace, since no owner outside it is shown
 
-Everything of a container lies in its own directory, so that `removal` ends it
-wherever it was interrupted.
+Mounts are there only while the root is made: overlayfs keeps clones of its own of what it
+is made of, and the overlay itself is kept as a `HeldMount`. Everything of a container lies
+in its own directory, so that `removal` ends it wherever it was interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from plugins.image_store.mount.held import HeldMount
 from plugins.image_store.mount.kernel import (
     MS_NODEV,
     MS_NOEXEC,
@@ -38,6 +39,7 @@ from supervisor import Conflict, RuntimeFailed
 
 ROOT = "root"
 PARTS = "parts"
+SPACE = "rw"
 # mount(2) takes a page of options; each layer needs up to 20 bytes of it.
 MAX_LAYERS = 127
 # Keeps what a container does with overlayfs' special features out of layers.
@@ -60,8 +62,11 @@ class RootPlan(msgspec.Struct, frozen=True, kw_only=True):
     set_aside: Callable[[int], None]
 
 
-def assemble(plan: RootPlan, *, between: Callable[[], None]) -> Path:
-    """Mount it; blocking. Raises `OSError` or `Refusal`: the caller then removes `plan.base`."""
+def assemble(plan: RootPlan, *, between: Callable[[], None]) -> HeldMount:
+    """Mount it and take it; blocking. The caller closes it, then removes `plan.base`.
+
+    Raises `OSError` or `Refusal`; `plan.base` is the caller's to remove then, too.
+    """
     if not 1 <= len(plan.layers) <= MAX_LAYERS:
         raise Conflict(
             plan.item,
@@ -69,10 +74,9 @@ def assemble(plan: RootPlan, *, between: Callable[[], None]) -> Path:
             expected=f"1 to {MAX_LAYERS}",
             actual=len(plan.layers),
         )
-    # The path to the root must be open to the container's own root user; its parts not.
-    plan.base.mkdir(mode=0o711)
+    plan.base.mkdir(mode=0o700)
     root = plan.base / ROOT
-    root.mkdir(mode=0o711)
+    root.mkdir(mode=0o700)
     parts = plan.base / PARTS
     parts.mkdir(mode=0o700)
     top = parts / "top"
@@ -97,11 +101,22 @@ def assemble(plan: RootPlan, *, between: Callable[[], None]) -> Path:
             flags=MS_NODEV | read_only,
             options=options + b"," + OVERLAY_OPTIONS,
         )
-    if plan.user_namespace_fd is not None:
-        for index in range(len(lower_fds)):
-            # Lazily: a child that another thread just forked has our descriptors until its exec.
-            unmount(os.fsencode(parts / str(index)), lazily=True)
-    return root
+    held = HeldMount.taken_from(os.fsencode(root))
+    try:
+        _unmount_parts(plan, parts, len(lower_fds))
+    except OSError:
+        held.close()
+        raise
+    return held
+
+
+def _unmount_parts(plan: RootPlan, parts: Path, count: int) -> None:
+    """Lazily: a child that another thread just forked has our descriptors until its exec."""
+    mounted = [str(index) for index in range(count)] if plan.user_namespace_fd is not None else []
+    if plan.writable_bytes is not None:
+        mounted.append(SPACE)
+    for name in mounted:
+        unmount(os.fsencode(parts / name), lazily=True)
 
 
 def _visible(plan: RootPlan) -> list[PreparedLayer]:
@@ -141,7 +156,7 @@ def _show(plan: RootPlan, source: Path, part: Path, between: Callable[[], None])
 
 def _writable(plan: RootPlan, parts: Path, top_fd: int, opened: ExitStack) -> bytes:
     """A tmpfs for what the container writes; its root directory looks like the layers'."""
-    space = parts / "rw"
+    space = parts / SPACE
     space.mkdir(mode=0o700)
     size_bytes = plan.writable_bytes or 0
     mount(

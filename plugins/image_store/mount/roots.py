@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import trio
 
 from plugins.image_store.budget import Budget, Reservation
 from plugins.image_store.config import StoreConfig
+from plugins.image_store.mount.held import HeldMount
 from plugins.image_store.mount.kernel import refused_by_kernel
 from plugins.image_store.mount.prepared import PreparedLayer
 from plugins.image_store.mount.removal import remove_all
-from plugins.image_store.mount.rootfs import ROOT, RootPlan, assemble, outside_ids
+from plugins.image_store.mount.rootfs import RootPlan, assemble, outside_ids
 from plugins.image_store.mount.user_namespace import user_namespace
 from plugins.image_store.tar.tree import INODE_BYTES
 from plugins.image_store.work import CLEANUP_TIMEOUT_S, check_cancelled, clean_up
@@ -42,16 +44,31 @@ class MountedRoot:
         self._reservation = reservation
         self._ended = ended
         self._log = log
+        self._mount: HeldMount | None = None
         self._lock = trio.Lock()
         self._is_closed = False
 
-    @property
-    def path(self) -> Path:
-        return self.base / ROOT
+    def hold(self, mount: HeldMount) -> None:
+        """What was mounted; it is the root's to close from now on."""
+        self._mount = mount
 
     def set_aside(self, size_bytes: int) -> None:
         """So many bytes beside what was claimed. From any thread; raises `Busy`."""
         self._reservation.cover(self._reservation.size_bytes + size_bytes)
+
+    def attach(self, target: Path) -> None:
+        """See `Rootfs`. EBUSY while it is attached elsewhere, EBADF once it was closed."""
+        if self._mount is None:
+            raise OSError(errno.EBADF, "the root is not mounted", str(target))
+        self._mount.attach(target)
+
+    def detach(self) -> None:
+        """See `Rootfs`. Should it stay visible, that is logged."""
+        try:
+            if self._mount is not None:
+                self._mount.detach()
+        except OSError as error:
+            self._log.error("cleanup_failed", item=str(self.base), reason=repr(error))
 
     async def close(self) -> None:
         """See `Rootfs`. What could not be removed stays on the account, and is logged."""
@@ -60,9 +77,14 @@ class MountedRoot:
                 if self._is_closed:
                     return
                 self._is_closed = True
-                if await clean_up(str(self.base), lambda: remove_all(self.base), log=self._log):
+                if await clean_up(str(self.base), self._remove, log=self._log):
                     self._reservation.release()
                     await self._ended()
+
+    def _remove(self) -> None:
+        if self._mount is not None:
+            self._mount.close()
+        remove_all(self.base)
 
 
 class Roots:
@@ -144,7 +166,7 @@ class Roots:
                 max_entries=self._config.max_entries,
                 set_aside=root.set_aside,
             )
-            await assemble_root(plan, id_map, idmaps=self._idmaps, limiter=self._limiter)
+            root.hold(await assemble_root(plan, id_map, idmaps=self._idmaps, limiter=self._limiter))
         except BaseException:
             await root.close()
             raise
@@ -152,20 +174,20 @@ class Roots:
 
 async def assemble_root(
     plan: RootPlan, id_map: IdMap, *, idmaps: bool, limiter: trio.CapacityLimiter
-) -> None:
+) -> HeldMount:
     """`assemble` in a thread, with a user namespace for `id_map` if `idmaps`.
 
     Raises `RuntimeFailed`, `DeadlineExceeded`, `Conflict`, `Untrusted`; the caller then
-    removes `plan.base`, also when cancelled.
+    removes `plan.base`, also when cancelled. There is no checkpoint after the thread's
+    work, so that what it returns always has an owner.
     """
     if not idmaps:
-        await trio.to_thread.run_sync(_assembled, plan, limiter=limiter)
-        return
+        return await trio.to_thread.run_sync(_assembled, plan, limiter=limiter)
     async with user_namespace(id_map.pairs, item=plan.item) as user_namespace_fd:
         mapped = msgspec.structs.replace(plan, user_namespace_fd=user_namespace_fd)
-        await trio.to_thread.run_sync(_assembled, mapped, limiter=limiter)
+        return await trio.to_thread.run_sync(_assembled, mapped, limiter=limiter)
 
 
-def _assembled(plan: RootPlan) -> None:
+def _assembled(plan: RootPlan) -> HeldMount:
     with refused_by_kernel(plan.item, "its root could not be mounted"):
-        assemble(plan, between=check_cancelled)
+        return assemble(plan, between=check_cancelled)
