@@ -11,8 +11,7 @@ import platform
 import struct
 
 from benchmarks.figures import CannotMeasure
-from plugins.oci_runtime.elf import ELF_MACHINES, elf_file
-from plugins.oci_runtime.shim_program import instructions
+from supervisor.formats.elf import ELF_MACHINES, elf_file, instructions
 
 X86_64 = """
 bf 01 00 00 00                  mov   edi, 1                     # clock_gettime(MONOTONIC, sp)

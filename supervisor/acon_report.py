@@ -78,7 +78,7 @@ class AconReports:
         self._measurement.require_running()
         text = _text(requestor_nonce, status, own or {})
         report_data = sha384(text).ljust(REPORT_DATA_BYTES, b"\0")
-        with self._quotes.asking():
+        with self._quotes.asking(is_container=own is not None):
             ask = self._quotes.quote if want_quote else self._quotes.td_report
             proven = await ask(report_data)
         records = self._measurement.records[: len(proven.prefix)]

@@ -63,7 +63,7 @@ class EvidenceMaker:
         when the hardware fails, `MeasurementHalted` when the log cannot be proven.
         """
         self._measurement.require_running()
-        with self._quotes.asking():
+        with self._quotes.asking(is_container=container is not None):
             encoded, quote_s = await self._make(nonce, container, public_key_sha384, user_data)
         self._host.emit(
             EvidenceServed(

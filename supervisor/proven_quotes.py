@@ -39,21 +39,30 @@ class ProvenQuotes:
         self._quotes = quotes
         self._config = config
         self._waiting = 0
+        self._containers_waiting = 0
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Around everything that one asker waits for. Raises `Busy`."""
-        if self._waiting >= self._config.max_waiting:
+    def asking(self, *, is_container: bool) -> Iterator[None]:
+        """Around everything that one asker waits for. Raises `Busy`.
+
+        Containers together have half of the places: hostile ones could keep relying parties
+        outside from ever getting evidence.
+        """
+        most = self._config.max_waiting
+        mine = (most + 1) // 2 if is_container else most
+        if self._waiting >= most or (is_container and self._containers_waiting >= mine):
             raise Busy(
                 "evidence",
                 "too many requests wait for a quote (evidence.max_waiting)",
-                expected=f"at most {self._config.max_waiting}",
+                expected=f"at most {mine}",
             )
         self._waiting += 1
+        self._containers_waiting += is_container
         try:
             yield
         finally:
             self._waiting -= 1
+            self._containers_waiting -= is_container
 
     async def quote(self, report_data: bytes) -> Proven:
         """Raises `DeadlineExceeded`, `RuntimeFailed` when the hardware fails,

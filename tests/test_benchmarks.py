@@ -43,7 +43,7 @@ from benchmarks.figures import CannotMeasure, Figure, Goal, Section, percentile_
 from benchmarks.foreground import Foreground
 from benchmarks.ram import ram_folder
 from plugins.oci_runtime.hierarchies import visible_hierarchies
-from plugins.oci_runtime.shim_program import instructions
+from supervisor.formats.elf import instructions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MACHINE = report.MachineWords(

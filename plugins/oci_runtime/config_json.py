@@ -4,7 +4,7 @@ Pure. What holds for every container (ACON image spec 1.0, "The container's worl
 namespaces of its own (the network's too, if so configured); umask 0077; a minimal
 `/dev`; no `/sys` at all, because the registers can be written there by anyone who
 sees them; masked `/proc`; writable `/tmp`, `/run`, `/shared`; nothing raised that
-would need privileges in the TD (no rlimits, no OOM score).
+would need privileges in the TD (no rlimits, an OOM score of 0 at least).
 
 The program, its environment, working directory and limit on open files are not in it: what
 the runtime runs is our shim, and the shim has them (`shim_program`).
@@ -75,13 +75,14 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
 
     `seccomp` is `linux.seccomp`, encoded once since it is long; `resources` is
     `linux.resources` without devices. `unprivileged_port_start` is only set for a network
-    of the container's own.
+    of the container's own; `oom_score_adj` is 0 or more.
     """
 
     seccomp: msgspec.Raw
     resources: dict[str, object]
     own_network: bool
     unprivileged_port_start: int | None
+    oom_score_adj: int
 
 
 # `/dev` is a tmpfs into which the runtime binds null, zero, full, random, urandom and
@@ -140,6 +141,7 @@ def oci_config(
             "args": program,
             "env": [],
             "cwd": "/",
+            "oomScoreAdj": common.oom_score_adj,
             "noNewPrivileges": spec.no_new_privileges,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
         },

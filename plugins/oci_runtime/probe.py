@@ -18,7 +18,6 @@ from pathlib import Path
 import trio
 
 from plugins.oci_runtime import kernel
-from plugins.oci_runtime.elf import ELF_MACHINES, elf_file
 from plugins.oci_runtime.gateway import Gateway
 from plugins.oci_runtime.launcher import Launcher
 from plugins.oci_runtime.runtime import OciCommand
@@ -32,6 +31,7 @@ from supervisor import (
     Rootfs,
     RuntimeFailed,
 )
+from supervisor.formats.elf import ELF_MACHINES, elf_file
 
 CANDIDATES = ("runc", "crun")
 PROBE_TIMEOUT_S = 10

@@ -23,6 +23,7 @@ from plugins.oci_runtime.launcher import Launcher
 from plugins.oci_runtime.leftovers import end_leftovers
 from plugins.oci_runtime.limits import limits_for, machine_memory_bytes, missing_notes, resources
 from plugins.oci_runtime.network import machine_ports_from
+from plugins.oci_runtime.oom import spared_by_the_oom_killer
 from plugins.oci_runtime.orphans import reap_orphans, reap_orphans_for_ever
 from plugins.oci_runtime.output import output_pace
 from plugins.oci_runtime.prepared import DESTROY_TIMEOUT_S, Workshop
@@ -60,6 +61,7 @@ class RuntimeService:
             kernel.child_subreaper(),
             machine_ports_from(machine_ports),
             common_quotas_lifted(),
+            spared_by_the_oom_killer() as oom_score_adj,
         ):
             gateway = Gateway(self._runtime_dir, shared_size_mib=settings.shared_size_mib)
             groups = ControlGroups(gateway.instance)
@@ -84,7 +86,7 @@ class RuntimeService:
                 )
                 launcher = Launcher(
                     workshop,
-                    self._common(groups, seccomp),
+                    self._common(groups, seccomp, oom_score_adj),
                     bundles_dir=self._bundles_dir,
                     scratch_size_mib=settings.scratch_size_mib,
                     notes=notes,
@@ -119,7 +121,7 @@ class RuntimeService:
             )
         return found.notes
 
-    def _common(self, groups: ControlGroups, seccomp: Seccomp) -> Common:
+    def _common(self, groups: ControlGroups, seccomp: Seccomp, oom_score_adj: int) -> Common:
         settings = self._settings
         own_network = settings.network == OWN
         limits = limits_for(
@@ -133,6 +135,7 @@ class RuntimeService:
             resources=resources(limits, groups.controllers),
             own_network=own_network,
             unprivileged_port_start=settings.unprivileged_port_start if own_network else None,
+            oom_score_adj=oom_score_adj,
         )
 
     async def _hold(

@@ -27,8 +27,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from plugins.oci_runtime.elf import CODE_ADDRESS, ELF_MACHINES, elf_file
 from supervisor import ConfigError
+from supervisor.formats.elf import CODE_ADDRESS, ELF_MACHINES, elf_file, instructions
 
 # One bit for each descriptor that is kept: 63 is the last that can be.
 MAX_KEPT_FD = 63
@@ -167,12 +167,6 @@ LISTINGS = {"x86_64": X86_64, "aarch64": AARCH64}
 # soft and hard limit on open files.
 _PARAMS = struct.Struct("<QQQQQQQQ")
 _POINTER = struct.Struct("<Q")
-_BYTES_COLUMN = 24
-
-
-def instructions(listing: str) -> bytes:
-    """The bytes of a listing's left column."""
-    return b"".join(bytes.fromhex(line[:_BYTES_COLUMN]) for line in listing.splitlines())
 
 
 def shim_program(

@@ -18,11 +18,11 @@ from control_group_views import groups_called
 
 from plugins.oci_runtime import OciRuntime, kernel
 from plugins.oci_runtime.container import Container
-from plugins.oci_runtime.elf import elf_file
 from plugins.oci_runtime.gateway import Gateway
 from plugins.oci_runtime.launcher import Launcher
 from plugins.oci_runtime.prepared import Prepared
 from supervisor import ContainerSpec, ExitStatus, IdMap, PluginContext, StartReceipt
+from supervisor.formats.elf import elf_file
 from supervisor.formats.log_events import StartContainerEvent
 
 BUSYBOX = Path("/bin/busybox")

@@ -36,16 +36,28 @@ def mount_tmpfs(target: Path) -> None:
     mount(b"test", os.fsencode(target), filesystem=b"tmpfs", flags=0)
 
 
-async def test_a_clone_is_read_only_whatever_it_was_made_of(place: Path) -> None:
+def test_a_clone_is_read_only_whatever_it_was_made_of(place: Path) -> None:
     source, target = place / "source", place / "target"
     mount_tmpfs(source)
     target.mkdir()
-    async with user_namespace(ID_MAP.pairs, item="test") as namespace_fd:
+    with user_namespace(ID_MAP.pairs, item="test") as namespace_fd:
         idmapped_clone(os.fsencode(source), os.fsencode(target), namespace_fd)
     (source / "f").write_bytes(b"here")
     assert (target / "f").read_bytes() == b"here"
     assert os.statvfs(target).f_flag & os.ST_RDONLY
     assert not os.statvfs(source).f_flag & os.ST_RDONLY
+
+
+def test_what_a_link_leads_to_is_not_removed(place: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    (place / "sub").mkdir()
+    for link in (place / "link", place / "sub" / "link"):
+        link.symlink_to(outside)
+    remove_all(place)
+    assert not place.exists()
+    assert (outside / "file").exists()
 
 
 def test_mounts_come_deeper_ones_later_whenever_they_were_made(place: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 import trio
 from image_store_rig import FIRST_ID, ID_MAP, NOTHING, Rig, descriptors, entry, make_tar, running
 
-from plugins.image_store.mount import held, rootfs
+from plugins.image_store.mount import held, rootfs, roots
 from plugins.image_store.mount.kernel import _libc, mount, unmount
-from supervisor import Rootfs
+from supervisor import IdMap, Rootfs, RuntimeFailed
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("both_ways")]
 
@@ -264,6 +264,37 @@ async def test_a_mount_that_cannot_be_taken_away_is_not_kept_either(
             with pytest.raises(Exception, match="could not be mounted"):
                 await rig.store.mount((layer,), container_id=1, id_map=ID_MAP, writable=True)
         assert (rig.leftovers(), descriptors()) == before
+
+
+async def test_what_could_not_be_removed_stays_on_the_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(directory: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(directory))
+
+    async with running(tmp_path) as rig:
+        before = rig.store.budget.used_bytes
+        root = await root_in(rig)
+        with monkeypatch.context() as patch:
+            patch.setattr(roots, "remove_all", refuse)
+            await root.close()
+        _, _, folders, used_bytes = rig.leftovers()
+        assert folders == ["1"]
+        assert used_bytes > before
+
+
+@pytest.mark.parametrize("pairs", [((0, 65534),), ((0, FIRST_ID), (7, 65534)), ((7, FIRST_ID),)])
+async def test_a_map_without_root_or_to_the_overflow_id_is_refused(
+    tmp_path: Path, pairs: tuple[tuple[int, int], ...]
+) -> None:
+    async with running(tmp_path) as rig:
+        layer = await rig.add(TAR)
+        before = rig.leftovers()
+        with pytest.raises(RuntimeFailed, match="may not show 65534"):
+            await rig.store.mount(
+                (layer,), container_id=1, id_map=IdMap(pairs=pairs), writable=False
+            )
+        assert rig.leftovers() == before
 
 
 async def test_threads_that_attach_detach_and_close_at_once_leave_nothing(tmp_path: Path) -> None:

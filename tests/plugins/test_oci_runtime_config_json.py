@@ -46,6 +46,7 @@ COMMON = Common(
     resources={"pids": {"limit": 7}},
     own_network=False,
     unprivileged_port_start=None,
+    oom_score_adj=250,
 )
 
 
@@ -141,7 +142,8 @@ def test_neither_sysfs_nor_a_control_group_file_system_is_mounted() -> None:
 def test_nothing_that_needs_privileges_in_the_td_is_asked_for() -> None:
     process = part(document(SPEC), "process")
     assert isinstance(process, dict)
-    assert not {"rlimits", "oomScoreAdj", "scheduler", "ioPriority"} & process.keys()
+    assert not {"rlimits", "scheduler", "ioPriority"} & process.keys()
+    assert process["oomScoreAdj"] == 250
     capabilities = part(process, "capabilities")
     assert isinstance(capabilities, dict)
     assert set(capabilities) == {"bounding", "effective", "permitted"}

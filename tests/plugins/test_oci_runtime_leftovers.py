@@ -114,6 +114,21 @@ async def test_runtimes_of_others_are_spared(scene: Scene, tmp_path: Path) -> No
             assert lives(begun)
 
 
+async def test_whoever_is_of_our_own_group_is_spared(scene: Scene) -> None:
+    # As an operator who looks with `runc --root`, and a wrapper that has started us.
+    command = ["sh", "-c", "echo begun; read word", "runc", "--root", str(scene.state), "list"]
+    with subprocess.Popen(  # noqa: ASYNC220 - not waited for
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begun\n"
+            assert not (await scene.end()).any
+            assert lives(process.pid)
+        finally:
+            process.kill()
+
+
 @needs_hybrid
 async def test_processes_in_groups_are_ended_and_containers_named_in_order(scene: Scene) -> None:
     with ExitStack() as stack:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import trio
 from cancel_sweep import CancelAtStep
+from control_group_views import groups_called
 from oci_runtime_rig import (
     Held,
     MemoryLog,
@@ -325,6 +326,7 @@ async def test_a_supervisor_that_stops_leaves_nothing(tmp_path: Path) -> None:
         container = await rig.start(rig.spec("/bin/sleep", "60"))
     assert await container.wait() == ExitStatus(signal=signal.SIGKILL)
     assert traces_of(instance, with_gateway=True) == []
+    assert groups_called(f"acond-{instance}") == []
     assert children() == []
 
 

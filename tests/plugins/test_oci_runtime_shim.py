@@ -18,9 +18,10 @@ import trio.testing
 
 from plugins.oci_runtime import kernel
 from plugins.oci_runtime.shim import ChdirFailed, ExecFailed, ShimPipe, open_shim
-from plugins.oci_runtime.shim_program import LISTINGS, MAX_KEPT_FD, instructions, shim_program
+from plugins.oci_runtime.shim_program import LISTINGS, MAX_KEPT_FD, shim_program
 from plugins.oci_runtime.spawn import keep_descriptors_here, run_to_end
 from supervisor import ConfigError, RuntimeFailed
+from supervisor.formats.elf import instructions
 
 SHOW_ENVIRONMENT = ("/usr/bin/env", "-0")
 SHOW_DESCRIPTORS = ("/bin/sh", "-c", "ls /proc/$$/fd")

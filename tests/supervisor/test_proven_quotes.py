@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from supervisor import Busy, DeadlineExceeded, MeasurementHalted, RuntimeFailed
+from supervisor.config import EvidenceConfig
+from supervisor.proven_quotes import ProvenQuotes
 from supervisor.service import Supervisor
 from supervisor.testing import InMemory, Owner, in_memory_plugin, manifest, running
+
+if TYPE_CHECKING:
+    from supervisor.measurement import Measurement
+    from supervisor.seams import QuoteSource
 
 NONCE = bytes(16)
 ASK: dict[str, Callable[[Supervisor], Awaitable[object]]] = {
@@ -46,6 +53,29 @@ async def test_all_who_wait_for_the_hardware_are_bounded_together(
         await wait_all_tasks_blocked()
         with pytest.raises(Busy, match=r"evidence\.max_waiting"):
             await ASK[second](supervisor)
+
+
+def test_containers_that_ask_for_ever_leave_places_for_relying_parties_outside() -> None:
+    never = cast("QuoteSource", object())
+    quotes = ProvenQuotes(
+        measurement=cast("Measurement", object()),
+        quotes=never,
+        config=EvidenceConfig(max_waiting=5),
+    )
+    with ExitStack() as asking:
+        for _ in range(3):
+            asking.enter_context(quotes.asking(is_container=True))
+        with pytest.raises(Busy, match=r"evidence\.max_waiting.*at most 3"):
+            asking.enter_context(quotes.asking(is_container=True))
+        for _ in range(2):
+            asking.enter_context(quotes.asking(is_container=False))
+        with pytest.raises(Busy, match="at most 5"):
+            asking.enter_context(quotes.asking(is_container=False))
+    with ExitStack() as asking:
+        for _ in range(5):
+            asking.enter_context(quotes.asking(is_container=False))
+        with pytest.raises(Busy):
+            asking.enter_context(quotes.asking(is_container=True))
 
 
 @pytest.mark.parametrize("what", ASK)

@@ -230,9 +230,15 @@ def attach(mount_fd: int, target: bytes) -> None:
 
 
 def detached_mount(
-    filesystem: bytes, options: Sequence[tuple[bytes, bytes]] = (), *, read_only: bool = False
+    filesystem: bytes,
+    options: Sequence[tuple[bytes, bytes]] = (),
+    *,
+    read_only: bool = False,
+    executable: bool = False,
 ) -> int:
     """A new file system that lies nowhere: nosuid, nodev, noexec, in no other namespace.
+
+    `executable`: not noexec, for programs of our own.
 
     fsopen(2), fsconfig(2), fsmount(2), from Linux 5.2 on. `options` are keys and values, in
     order. When the descriptor is closed the mount is gone, unless it was attached or files
@@ -250,7 +256,9 @@ def detached_mount(
         if read_only:
             _configure(context_fd, filesystem, _FSCONFIG_SET_FLAG, b"ro", None)
         _configure(context_fd, filesystem, _FSCONFIG_CMD_CREATE, None, None)
-        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
+        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+        if not executable:
+            attributes |= _MOUNT_ATTR_NOEXEC
         if read_only:
             attributes |= _MOUNT_ATTR_RDONLY
         return _checked(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -181,13 +183,14 @@ async def assemble_root(
     removes `plan.base`, also when cancelled. There is no checkpoint after the thread's
     work, so that what it returns always has an owner.
     """
-    if not idmaps:
-        return await trio.to_thread.run_sync(_assembled, plan, limiter=limiter)
-    async with user_namespace(id_map.pairs, item=plan.item) as user_namespace_fd:
-        mapped = msgspec.structs.replace(plan, user_namespace_fd=user_namespace_fd)
-        return await trio.to_thread.run_sync(_assembled, mapped, limiter=limiter)
+    work = functools.partial(_assembled, plan, id_map if idmaps else None)
+    return await trio.to_thread.run_sync(work, limiter=limiter)
 
 
-def _assembled(plan: RootPlan) -> HeldMount:
-    with refused_by_kernel(plan.item, "its root could not be mounted"):
-        return assemble(plan, between=check_cancelled)
+def _assembled(plan: RootPlan, id_map: IdMap | None) -> HeldMount:
+    with ExitStack() as stack:
+        if id_map is not None:
+            namespace_fd = stack.enter_context(user_namespace(id_map.pairs, item=plan.item))
+            plan = msgspec.structs.replace(plan, user_namespace_fd=namespace_fd)
+        with refused_by_kernel(plan.item, "its root could not be mounted"):
+            return assemble(plan, between=check_cancelled)

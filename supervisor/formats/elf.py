@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 BASE_ADDRESS = 0x400000
+BYTES_COLUMN = 24
 HEADER_BYTES = 64
 SEGMENT_BYTES = 56
 # Where the code lies once the program is loaded.
@@ -33,3 +34,8 @@ def elf_file(elf_machine: int, code: bytes) -> bytes:
         *(file_size, file_size, 0x1000),
     )
     return header + segment + code
+
+
+def instructions(listing: str) -> bytes:
+    """The bytes of a listing: hex in its first 24 columns, what an assembler reads after them."""
+    return b"".join(bytes.fromhex(line[:BYTES_COLUMN]) for line in listing.splitlines())
