@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +32,11 @@ def ram_folder(*, size_mib: int = SIZE_MIB) -> Iterator[Path]:
     ready = [place for place in ready if shutil.disk_usage(place).free >= size_mib << 20]
     if not ready and os.geteuid() != 0:
         raise CannotMeasure(f"no tmpfs at {', '.join(PLACES)} has {size_mib} MiB to write")
-    folder = Path(tempfile.mkdtemp(prefix="acon-bench-", dir=ready[0] if ready else None))
+    # Podman makes names of such paths, and they may not end with "_" as mkdtemp's do.
+    folder = Path(
+        ready[0] if ready else tempfile.gettempdir(), f"acon-bench-{secrets.token_hex(6)}"
+    )
+    folder.mkdir(mode=0o700)
     try:
         folder.chmod(0o711)
         if not ready:

@@ -216,11 +216,7 @@ class Containers:
                     await restart.settled.wait()
                 # Not `cancelled_caught`: if it ended in the same moment it is restarted.
                 if not restart.settled.is_set():
-                    raise DeadlineExceeded(
-                        container.item,
-                        "did not end in time to be restarted, and goes on",
-                        expected=f"within {timeout_s:g} s",
-                    )
+                    raise self._still_runs(container, timeout_s)
             # Its task bounds what is left: the old run's end and the new one's start.
             await restart.done.wait()
         finally:
@@ -244,7 +240,11 @@ class Containers:
         if container.restart is not None:
             raise Conflict(container.item, "is being restarted already")
         if not container.has_files:
-            raise Conflict(container.item, "has ended, and what it had is not kept any more")
+            raise Conflict(
+                container.item,
+                "has ended, and what it had is not kept any more: start a new container",
+                expected=f"a restart within {self._kept.keep_s:g} s (containers.keep_exited_s)",
+            )
         restart = Restart()
         if container.running is None:
             restart.accept(self._instances.reserve(container.start.image))
@@ -261,6 +261,17 @@ class Containers:
         except Conflict:
             return  # it is ending already
         self._emit_signalled(container, signals[0])
+
+    @staticmethod
+    def _still_runs(container: Container, timeout_s: float) -> DeadlineExceeded:
+        signals = container.manifest.signals
+        told = f"signal {signals[0]}" if signals and signals[0] else "no signal: it names none"
+        return DeadlineExceeded(
+            container.item,
+            "did not end in time to be restarted, and goes on",
+            expected=f"within {timeout_s:g} s",
+            actual=f"its manifest allows {told}",
+        )
 
     async def _end_restart(self, container: Container, restart: Restart) -> None:
         """Whoever asked goes: what is not done by then is undone."""

@@ -1,11 +1,12 @@
 """Which admitted images use which layers: what is let in, how much of it, and what is let go.
 
-Images are only ever added, but what their delegated layers mean changes with every vendor
-image. So the tables here are made anew when the number of admitted images has changed.
+Images are only ever added, but what delegated layers mean changes with every vendor image.
+So when images were added, they and those with delegated layers are looked at, and no others.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from supervisor.admission import Admission, AdmittedImage
@@ -22,8 +23,10 @@ class LayerUses:
         self._counted = 0
         self._layers: dict[str, frozenset[Digest]] = {}
         self._users: dict[Digest, list[str]] = {}
-        self._needed: frozenset[Digest] = frozenset()
-        self._ever_needed: frozenset[Digest] = frozenset()
+        self._delegating: list[AdmittedImage] = []
+        # How many executable images need a layer; those that were needed once.
+        self._needs: Counter[Digest] = Counter()
+        self._ever_needed: set[Digest] = set()
 
     def is_named(self, layer: Digest) -> bool:
         """Whether an admitted image names the layer: pinned, or as what an alias stands for."""
@@ -37,7 +40,7 @@ class LayerUses:
         users may still come.
         """
         self._follow()
-        return self._ever_needed - self._needed
+        return frozenset(layer for layer in self._ever_needed if not self._needs[layer])
 
     def require_room(
         self, layer: Digest, size_bytes: int, held_bytes: Mapping[Digest, int]
@@ -73,20 +76,34 @@ class LayerUses:
 
     def _follow(self) -> None:
         images = self._admission.images()
-        if len(images) == self._counted:
+        added = images[self._counted :]
+        if not added:
             return
         self._counted = len(images)
-        self._layers = {image.image_id: self._layers_of(image) for image in images}
-        self._users = {}
-        needed: set[Digest] = set()
-        for image in images:
-            layers = self._layers[image.image_id]
-            if image.signed.manifest.is_executable:
-                needed |= layers
-            for layer in layers | _lent(image):
+        for image in self._delegating:
+            self._use(image, self._layers_of(image))
+        for image in added:
+            for layer in _lent(image):
                 self._users.setdefault(layer, []).append(image.image_id)
-        self._needed = frozenset(needed)
-        self._ever_needed |= self._needed
+            self._use(image, self._layers_of(image))
+            if any(not isinstance(one, Digest) for one in image.signed.manifest.layers):
+                self._delegating.append(image)
+
+    def _use(self, image: AdmittedImage, layers: frozenset[Digest]) -> None:
+        """From now on it is these that the image is made of."""
+        before = self._layers.get(image.image_id, frozenset())
+        lent = _lent(image)
+        for layer in before - layers - lent:
+            self._users[layer].remove(image.image_id)
+            if not self._users[layer]:
+                del self._users[layer]
+        for layer in layers - before - lent:
+            self._users.setdefault(layer, []).append(image.image_id)
+        self._layers[image.image_id] = layers
+        if image.signed.manifest.is_executable:
+            self._needs.subtract(before - layers)
+            self._needs.update(layers - before)
+            self._ever_needed |= layers
 
     def _layers_of(self, image: AdmittedImage) -> frozenset[Digest]:
         """Those that it pins and those that its delegated references mean now."""

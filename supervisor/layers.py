@@ -195,9 +195,7 @@ class Layers:
         To be called whenever images were admitted. What is freed is missing again at once,
         before the first checkpoint, and may be brought in again by who asks for it by name.
         """
-        # Not where nothing is held: looking through all images takes as long as admitting one.
-        superseded = self._uses.superseded() if self._verified else frozenset()
-        for digest in superseded & self._verified.keys():
+        for digest in self._uses.superseded() & self._verified.keys():
             self._superseded.add(self._verified.pop(digest))
             del self._held_bytes[digest]
         await self._discard_superseded()

@@ -13,6 +13,7 @@ from acon.arguments import (
     non_negative,
     registry_access,
 )
+from acon.signals import parse_signal
 
 if TYPE_CHECKING:
     from acon.bundle import JsonObject
@@ -96,8 +97,9 @@ def add_parser(sub: SubParsers) -> None:
         metavar="N",
         action="append",
         default=[],
-        type=int,
-        help="a signal that the operator may send; negative: to the process group (repeat)",
+        type=parse_signal,
+        help="a signal that the operator may send, as 15 or TERM; negative: to the process"
+        " group (repeat)",
     )
     parser.add_argument(
         "--log-fd",

@@ -19,7 +19,8 @@ Control characters are shown, not obeyed, where they would reach a terminal. Of 
 container the latest lines are kept (containers.log_kib), also over restarts; how many
 are lost is said on standard error. Only descriptors in the manifest's logFDs are kept.
 
-With -f it ends when the container ends, if only to be restarted, or with Ctrl-C (130).
+With -f it ends when the container has ended, or with Ctrl-C (130); where a restart
+follows at once, it may go on with what the new program writes.
 With --json, one JSON object per line: number, time, fd, cut, and text, or bytes in
 base64 where it is not UTF-8; {"lost_lines": N} where lines are missing."""
 

@@ -368,17 +368,6 @@ def test_what_the_kernel_refuses_is_raised_with_the_path(tmp_path: Path) -> None
 
 
 @pytest.mark.root
-async def test_nothing_but_unshare_missing_is_said_plainly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeFailed) as refused:
-        async with running(tmp_path, id_shift="idmap"):
-            raise AssertionError("it must not have started")
-    assert "unshare (util-linux) must be installed" in str(refused.value.actual)
-
-
-@pytest.mark.root
 async def test_no_child_process_outlives_a_mount(tmp_path: Path) -> None:
     def children() -> str:
         return subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 from cancel_sweep import Operation, sweep
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from layer_machines import (
     LAYER,
@@ -245,6 +245,17 @@ STEPS = st.builds(
 )
 
 
+@example(
+    # What is superseded before it comes goes as well, with the next image.
+    steps=[
+        Step("app on python", b"one", 1),
+        Step("vendor", b"three", 1),
+        Step("vendor", b"one", 1),
+        Step("deliver", b"three", 1),
+        Step("app", b"one", 1),
+    ],
+    _schedule=None,
+)
 @settings(max_examples=80, deadline=None)
 @given(steps=st.lists(STEPS, min_size=4, max_size=14), _schedule=st.random_module())
 def test_in_whatever_order_things_are_loaded_only_what_was_superseded_goes(

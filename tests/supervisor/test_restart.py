@@ -107,6 +107,7 @@ async def test_a_container_that_does_not_end_goes_on_and_is_never_restarted_late
         with pytest.raises(DeadlineExceeded, match="did not end in time") as caught:
             await machine.supervisor.restart(container_id, timeout_s=7)
         assert caught.value.expected == "within 7 s"
+        assert caught.value.actual == "its manifest allows signal 15"
         assert machine.process(container_id) is process and not process.has_ended
         assert machine.view(container_id).state == "running"
         process.end(DONE)
