@@ -19,6 +19,7 @@ from benchmarks.podman import Podman, podman_storage
 from benchmarks.starters import Acond, Starter
 
 AT_ONCE = 8
+ATTEMPTS = 3
 RUNC_GOAL = Goal(at_most=1.5)
 PODMAN_GOAL = Goal(at_most=1 / 3)
 
@@ -103,7 +104,7 @@ async def _compare(
             starters.append(Podman(storage, name="podman"))
             own_ids = Podman(storage, name="podman with own ids", own_ids=True)
             try:
-                await _one_start(own_ids, next(numbers))
+                await _measured_start(own_ids, numbers)
                 starters.append(own_ids)
             except CannotMeasure as error:
                 left_out.append(f"{own_ids.name}: {error}")
@@ -111,12 +112,30 @@ async def _compare(
         for _ in range(rounds):
             # In turn, so that whatever else the machine does falls on all of them alike.
             for starter in starters:
-                one[starter.name].append(await _one_start(starter, next(numbers)))
-        many = {
-            starter.name: await _many_starts(starter, [next(numbers) for _ in range(rounds)])
-            for starter in starters
-        }
+                one[starter.name].append(await _measured_start(starter, numbers))
+        many: Totals = {}
+        for starter in starters:
+            try:
+                many[starter.name] = await _many_starts(
+                    starter, [next(numbers) for _ in range(rounds)]
+                )
+            except CannotMeasure as error:
+                if not isinstance(starter, Podman):
+                    raise
+                left_out.append(f"{starter.name}, {AT_ONCE} at a time: {error}")
     return one, many, tuple(left_out)
+
+
+async def _measured_start(starter: Starter, numbers: Iterator[int]) -> float:
+    """`_one_start`, more than once if need be: now and then Podman (4.3) may not pass through
+    its own storage for a moment. What failed is not in the figures."""
+    for attempts_left in reversed(range(ATTEMPTS)):
+        try:
+            return await _one_start(starter, next(numbers))
+        except CannotMeasure:
+            if not attempts_left:
+                raise
+    raise AssertionError("ATTEMPTS is positive")
 
 
 async def _one_start(starter: Starter, number: int) -> float:

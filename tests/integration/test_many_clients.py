@@ -25,6 +25,7 @@ from supervisor.formats.log_events import AdmitImagesEvent, decode_event
 pytestmark = pytest.mark.root
 
 CROWD = 50
+LEGION = 500
 RACERS = 24
 
 
@@ -65,6 +66,42 @@ def test_fifty_images_are_loaded_and_fifty_containers_started_at_once(
         assert ready.read_text() == "uid 0\n"
     operations = operations_of(machine.require_agreement())
     assert operations.count("AdmitImages") == operations.count("StartContainer") == CROWD
+    assert machine.stop_daemon() == 0
+    assert not any(is_alive(pid) for pid in pids)
+    machine.require_nothing_left()
+
+
+@pytest.mark.full
+def test_five_hundred_containers_of_one_image_run_at_once_and_end_with_the_supervisor(
+    machine: Machine, images: ImageMaker
+) -> None:
+    image = images.make("legion")
+    machine.write_config(
+        http="request_deadline_s = 600.0\nmax_requests = 600\nmax_connections = 600",
+        more="[containers]\nstart_timeout_s = 600\nstop_timeout_s = 60\n"
+        "[plugin.oci_runtime]\nstart_timeout_s = 600",
+    )
+    machine.start_daemon()
+    machine.load(image)
+
+    async def start(client: Client) -> None:
+        places = trio.Semaphore(16)
+
+        async def one() -> None:
+            async with places:
+                await client.start(image.image_id)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(LEGION):
+                nursery.start_soon(one)
+
+    machine.ask(start)
+    views = machine.containers()
+    assert [view.state for view in views] == ["running"] * LEGION
+    pids = [view.pid for view in views if view.pid is not None]
+    assert len({uid_in_machine(pid) for pid in pids}) == LEGION
+    # Every start but the first said nothing new.
+    assert operations_of(machine.require_agreement()).count("StartContainer") == 1
     assert machine.stop_daemon() == 0
     assert not any(is_alive(pid) for pid in pids)
     machine.require_nothing_left()
