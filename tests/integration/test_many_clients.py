@@ -71,7 +71,6 @@ def test_fifty_images_are_loaded_and_fifty_containers_started_at_once(
     machine.require_nothing_left()
 
 
-@pytest.mark.full
 def test_five_hundred_containers_of_one_image_run_at_once_and_end_with_the_supervisor(
     machine: Machine, images: ImageMaker
 ) -> None:

@@ -7,6 +7,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,30 @@ def test_a_child_that_ends_or_hangs_ends_in_a_refusal_without_a_trace(
         pytest.fail("nobody made a namespace")
     assert not children()
     assert open_fds() == before
+
+
+@pytest.mark.root
+def test_a_program_that_another_child_could_still_write_is_run_a_moment_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = open_fds()
+    genuine, copies = os.open, []
+
+    def as_if_forked(path: str, flags: int, *rest: int, dir_fd: int | None = None) -> int:
+        """A copy stays open, as in a child that has not come to its execve(2)."""
+        fd = genuine(path, flags, *rest, dir_fd=dir_fd)
+        if path == "program" and flags & os.O_WRONLY:
+            copies.append(os.dup(fd))
+        return fd
+
+    def let_go(pause_s: float) -> None:
+        os.close(copies.pop())
+
+    monkeypatch.setattr(os, "open", as_if_forked)
+    monkeypatch.setattr(time, "sleep", let_go)
+    with user_namespace(PAIRS, item="test"):
+        assert copies == []
+        assert open_fds() == before + 1
 
 
 def test_an_unknown_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

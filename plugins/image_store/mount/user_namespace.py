@@ -8,10 +8,12 @@ and ends when its standard input does, so also when its parent is killed.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import select
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -20,6 +22,7 @@ from supervisor import DeadlineExceeded, RuntimeFailed
 from supervisor.formats.elf import ELF_MACHINES, elf_file, instructions
 
 MAKE_TIMEOUT_S = 5
+BUSY_PAUSE_S = 0.001
 # The kernel takes one write of less than a page, and 340 lines at most (user_namespaces(7)).
 MAX_MAP_BYTES = 4095
 MAX_MAP_LINES = 340
@@ -152,16 +155,20 @@ def _spawned(program: bytes, input_fd: int, output_fd: int) -> int:
         reading = os.open("program", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     finally:
         os.close(folder)
+    actions = [(os.POSIX_SPAWN_DUP2, input_fd, 0), (os.POSIX_SPAWN_DUP2, output_fd, 1)]
+    latest = time.monotonic() + MAKE_TIMEOUT_S
     try:
-        return os.posix_spawn(
-            f"/proc/self/fd/{reading}",
-            ["user-namespace"],
-            {},
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, input_fd, 0),
-                (os.POSIX_SPAWN_DUP2, output_fd, 1),
-            ],
-        )
+        while True:
+            try:
+                return os.posix_spawn(
+                    f"/proc/self/fd/{reading}", ["user-namespace"], {}, file_actions=actions
+                )
+            except OSError as error:
+                # A child that another thread just made has our descriptor for writing too,
+                # until its own execve(2).
+                if error.errno != errno.ETXTBSY or time.monotonic() > latest:
+                    raise
+            time.sleep(BUSY_PAUSE_S)
     finally:
         os.close(reading)
 
