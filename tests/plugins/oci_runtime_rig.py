@@ -33,7 +33,7 @@ MOUNT_POINTS = ("proc", "dev", "tmp", "run", "shared", "sys")
 def make_rootfs(path: Path) -> Path:
     """A tree with every busybox applet in /bin, and mount points, owned by the machine's root."""
     (path / "bin").mkdir(parents=True)
-    for name in (*MOUNT_POINTS, "work"):
+    for name in (*MOUNT_POINTS, "place"):
         (path / name).mkdir()
         (path / name).chmod(0o755)
     path.chmod(0o755)

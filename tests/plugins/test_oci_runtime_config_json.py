@@ -32,7 +32,7 @@ SPEC = ContainerSpec(
     root=BoundRoot(Path("/elsewhere")),
     argv=("/bin/x", "one", "two words"),
     environment=("A=1",),
-    working_dir="/work",
+    working_dir="/place",
     id_map=IdMap(pairs=((0, 100_000), (1000, 100_001))),
     writable_root=False,
     no_new_privileges=True,

@@ -39,8 +39,8 @@ def either(first: str, again: str, mark: str) -> tuple[str, str, str]:
 
 
 async def test_temporary_files_and_a_writable_root_s_changes_outlive_a_run(rig: Rig) -> None:
-    (rig.rootfs / "work").chmod(0o777)
-    files = "/tmp/a /run/a /run/user/0/a /work/a"
+    (rig.rootfs / "place").chmod(0o777)
+    files = "/tmp/a /run/a /run/user/0/a /place/a"
     first = f"for f in {files}; do echo $f > $f; done; chmod 0700 /tmp; echo made"
     spec = rig.spec(*either(first, f"cat {files}; stat -c %a /tmp", "/tmp/a"), writable_root=True)
     prepared = await rig.launcher.prepare(spec)
@@ -88,7 +88,7 @@ async def test_links_that_a_container_leaves_are_not_followed_by_the_next_start(
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o777)
     outside.chmod(0o777)
-    (rig.rootfs / "work").chmod(0o777)
+    (rig.rootfs / "place").chmod(0o777)
     leave = (
         f"rm -rf /run/user; ln -s {outside} /run/user; "
         f"rmdir /tmp/x; ln -s {outside} /tmp/x; touch /tmp/mark; echo left"
@@ -131,16 +131,16 @@ async def test_why_a_program_cannot_be_executed_is_in_the_refusal(
     rig: Rig, name: str, mode: int | None, contents: bytes, word: str
 ) -> None:
     if mode is not None:
-        (rig.rootfs / "work" / name).write_bytes(contents)
-        (rig.rootfs / "work" / name).chmod(mode)
+        (rig.rootfs / "place" / name).write_bytes(contents)
+        (rig.rootfs / "place" / name).chmod(mode)
     fds = open_fds()
     for log_fds in ((), (1, 2, 7)):
-        spec = rig.spec(f"/work/{name}", log_fds=log_fds)
+        spec = rig.spec(f"/place/{name}", log_fds=log_fds)
         rig.sockets.pop(spec.container_id).close()
         with pytest.raises(RuntimeFailed) as caught:
             await rig.start(spec)
         assert caught.value.rule == "its program must be executable"
-        assert caught.value.expected == f"/work/{name}"
+        assert caught.value.expected == f"/place/{name}"
         assert caught.value.actual == word
         assert rig.remains() == []
     assert open_fds() == fds
@@ -149,23 +149,23 @@ async def test_why_a_program_cannot_be_executed_is_in_the_refusal(
 @pytest.mark.parametrize(
     ("folder", "word"),
     [
-        ("/work/missing", "ENOENT: No such file or directory"),
+        ("/place/missing", "ENOENT: No such file or directory"),
         ("/bin/busybox", "ENOTDIR: Not a directory"),
-        ("/work/closed", "EACCES: Permission denied"),
+        ("/place/closed", "EACCES: Permission denied"),
     ],
 )
 async def test_without_its_working_directory_nothing_starts_and_none_is_made(
     rig: Rig, folder: str, word: str
 ) -> None:
     # Writable, even for the container: a runtime could make it.
-    (rig.rootfs / "work").chmod(0o777)
-    (rig.rootfs / "work" / "closed").mkdir(mode=0o700)
-    spec = rig.spec("/bin/touch", "/work/mark", working_dir=folder, writable_root=True)
+    (rig.rootfs / "place").chmod(0o777)
+    (rig.rootfs / "place" / "closed").mkdir(mode=0o700)
+    spec = rig.spec("/bin/touch", "/place/mark", working_dir=folder, writable_root=True)
     with pytest.raises(RuntimeFailed) as caught:
         await rig.start(spec)
     assert caught.value.rule == "its working directory must be there"
     assert (caught.value.expected, caught.value.actual) == (folder, word)
-    assert [path.name for path in (rig.rootfs / "work").iterdir()] == ["closed"]
+    assert [path.name for path in (rig.rootfs / "place").iterdir()] == ["closed"]
     assert rig.remains() == []
 
 
@@ -176,8 +176,8 @@ async def test_a_program_is_not_searched_for_in_the_path(rig: Rig) -> None:
 
 
 async def test_a_start_after_a_failed_one_succeeds(rig: Rig) -> None:
-    program = rig.rootfs / "work" / "program"
-    spec = rig.spec("/work/program")
+    program = rig.rootfs / "place" / "program"
+    spec = rig.spec("/place/program")
     prepared = await rig.launcher.prepare(spec)
     for _ in range(2):
         with pytest.raises(RuntimeFailed):

@@ -101,13 +101,13 @@ async def test_what_is_mounted_is_restricted(rig: Rig) -> None:
 
 
 async def test_the_root_is_read_only_unless_writable(rig: Rig) -> None:
-    denied = await rig.shell("touch work/file 2>&1 || echo refused")
+    denied = await rig.shell("touch place/file 2>&1 || echo refused")
     assert "Read-only file system" in denied
     assert "refused" in denied
-    (rig.rootfs / "work").chmod(0o777)
-    spec = rig.spec("/bin/touch", "work/file", writable_root=True)
+    (rig.rootfs / "place").chmod(0o777)
+    spec = rig.spec("/bin/touch", "place/file", writable_root=True)
     await rig.output_of(spec)
-    assert (rig.rootfs / "work" / "file").stat().st_uid == spec.id_map.root
+    assert (rig.rootfs / "place" / "file").stat().st_uid == spec.id_map.root
 
 
 async def test_temporary_folders_have_their_modes_and_owners(rig: Rig) -> None:
@@ -200,8 +200,8 @@ async def test_other_processes_of_the_machine_are_invisible(rig: Rig) -> None:
 
 
 async def test_hostname_and_working_directory_are_its_own(rig: Rig) -> None:
-    spec = rig.spec("/bin/sh", "-c", "hostname; pwd", working_dir="/work")
-    assert (await rig.output_of(spec)).split() == [f"acon-{spec.container_id}", "/work"]
+    spec = rig.spec("/bin/sh", "-c", "hostname; pwd", working_dir="/place")
+    assert (await rig.output_of(spec)).split() == [f"acon-{spec.container_id}", "/place"]
 
 
 async def test_the_environment_is_exact_whatever_the_runtime_adds(rig: Rig) -> None:
